@@ -1,0 +1,205 @@
+#include <pybind11/numpy.h>
+
+#include <thread>
+
+#include "bindings.hpp"
+#include "py_model.hpp"
+
+namespace cpp_ring::bindings {
+namespace {
+
+using ConfigArray = py::array_t<std::uint8_t, py::array::c_style>;
+
+std::vector<std::uint8_t> mask_of(const py::bytes& raw) {
+    const auto bytes = as_bytes(raw);
+    std::vector<std::uint8_t> mask(bytes.size());
+    std::memcpy(mask.data(), bytes.data(), bytes.size());
+    return mask;
+}
+
+// The engine's Backend with what Python objects it stands on, in the order they must outlive each other.
+class PyBackend {
+  public:
+    PyBackend(py::object hypervisor, DomId frontend, const py::object& model, std::uint32_t device_id,
+              std::uint32_t vendor_id, const py::int_& features, ConfigArray config, const py::bytes& hooked_reads,
+              const py::bytes& writable, const py::bytes& hooked_writes, std::vector<std::uint16_t> queue_sizes,
+              std::vector<bool> pulled, double spin_us, std::size_t map_budget)
+        : hypervisor_(std::move(hypervisor)), config_(std::move(config)), model_(model) {
+        if (config_.ndim() != 1) throw py::value_error("config is a one-dimensional array of bytes");
+        DeviceDescription description{
+            .device_id = device_id,
+            .vendor_id = vendor_id,
+            .features = feature_blocks(features),
+            // mutable_data raises for a read-only array.
+            .config = {reinterpret_cast<std::byte*>(config_.mutable_data()), static_cast<std::size_t>(config_.size())},
+            .hooked_reads = mask_of(hooked_reads),
+            .writable = mask_of(writable),
+            .hooked_writes = mask_of(hooked_writes),
+            .queue_sizes = std::move(queue_sizes),
+        };
+        BackendOptions options{frontend, std::move(pulled), spin_us, map_budget};
+        backend_ = std::make_unique<Backend>(hypervisor_.cast<Hypervisor&>(), model_, std::move(description),
+                                             std::move(options));
+    }
+
+    void connect(GrantRef fe_to_be, GrantRef be_to_fe, Port event_channel,
+                 const std::vector<std::optional<Port>>& queue_event_channels,
+                 std::optional<std::pair<GrantRef, std::size_t>> arena) {
+        require_idle();
+        const ChannelAddress address{fe_to_be,
+                                     be_to_fe,
+                                     event_channel,
+                                     queue_event_channels,
+                                     arena ? arena->first : 0,
+                                     arena ? arena->second : 0};
+        if (const GuestError error = backend_->connect(address)) raise_channel_error(error);
+    }
+
+    const char* run() {
+        require_idle();
+        if (!backend_->connected()) throw std::runtime_error("the backend is not connected; call connect() first");
+        const Busy busy(*this);
+        Exit exit;
+        {
+            const GilReleased released(model_.gate());
+            exit = backend_->run();
+        }
+        return exit == Exit::stopped ? "stopped" : exit == Exit::broken ? "broken" : "frontend-gone";
+    }
+
+    py::bytes handle(const py::bytes& raw) {
+        require_idle();
+        const Busy busy(*this);
+        const auto bytes = as_bytes(raw);
+        if (bytes.size() < sizeof(vmsg_header) || bytes.size() > VMSG_MAX_SIZE)
+            raise_channel_error({VMSG_XEN_BAD_SIZE, bytes.size()});
+        Message request, answer;
+        std::memcpy(request.data(), bytes.data(), bytes.size());
+        request.resize(bytes.size());
+        if (const GuestError error = backend_->answer(request, answer)) raise_channel_error(error);
+        return to_bytes({answer.data(), answer.size()});
+    }
+
+    std::optional<py::tuple> pop(std::uint32_t queue) {
+        require_own_thread();
+        std::uint64_t token = 0;
+        bool found = false;
+        Chain chain;
+        if (backend_->pop(queue, chain, token, found) || !found) return std::nullopt;
+        return PyModel::request_tuple(token, chain);
+    }
+
+    void complete(std::uint32_t queue, std::uint64_t token, std::uint32_t written) {
+        require_own_thread();
+        if (!backend_->complete(queue, token, written))
+            throw py::value_error("no such buffer in flight, or more written than it had room for");
+    }
+
+    void config_changed() {
+        require_own_thread();
+        backend_->config_changed();
+    }
+
+    void needs_reset(std::uint32_t code, std::uint64_t detail) {
+        require_own_thread();
+        backend_->needs_reset({static_cast<vmsg_xen_error>(code), detail});
+    }
+
+    void watch(int fd, py::object callback) {
+        require_own_thread();
+        backend_->watch(fd);
+        model_.set_callback(fd, std::move(callback));
+    }
+
+    void unwatch(int fd) {
+        require_own_thread();
+        backend_->unwatch(fd);
+        model_.drop_callback(fd);
+    }
+
+    void post(py::object callback) {
+        model_.post(std::move(callback));
+        backend_->wake();
+    }
+
+    void stop() { backend_->stop(); }
+
+    [[nodiscard]] const Backend& backend() const noexcept { return *backend_; }
+    [[nodiscard]] const VirtioDevice& device() const noexcept { return backend_->device(); }
+
+    py::dict counters() const {
+        const Counters& counters = backend_->counters();
+        py::dict result;
+        result["requests"] = counters.requests;
+        result["kicks"] = counters.kicks;
+        result["sleeps"] = counters.sleeps;
+        result["notifications"] = counters.notifications;
+        result["buffers"] = counters.buffers;
+        result["guest_errors"] = device().guest_errors();
+        return result;
+    }
+
+  private:
+    // Marks the thread that is in run() or handle(). Written and read with the GIL held.
+    class Busy {
+      public:
+        explicit Busy(PyBackend& backend) : backend_(backend) { backend_.owner_ = std::this_thread::get_id(); }
+        ~Busy() { backend_.owner_ = {}; }
+        Busy(const Busy&) = delete;
+        Busy& operator=(const Busy&) = delete;
+
+      private:
+        PyBackend& backend_;
+    };
+
+    // A model that calls back into run() or handle() (CVE-2024-3446), or a second thread that does.
+    void require_idle() const {
+        if (owner_ != std::thread::id()) throw std::runtime_error("the backend is being served already");
+    }
+    void require_own_thread() const {
+        if (owner_ != std::thread::id() && owner_ != std::this_thread::get_id())
+            throw std::runtime_error("only the device's own thread may do this; use post()");
+    }
+
+    py::object hypervisor_;
+    ConfigArray config_;
+    PyModel model_;
+    std::unique_ptr<Backend> backend_;
+    std::thread::id owner_;
+};
+
+}  // namespace
+
+void register_backend(py::module_& module) {
+    py::class_<PyBackend>(module, "Backend")
+        .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&, ConfigArray,
+                      const py::bytes&, const py::bytes&, const py::bytes&, std::vector<std::uint16_t>,
+                      std::vector<bool>, double, std::size_t>(),
+             py::arg("hypervisor"), py::arg("frontend"), py::arg("model"), py::kw_only(), py::arg("device_id"),
+             py::arg("vendor_id"), py::arg("features"), py::arg("config").noconvert(), py::arg("hooked_reads"),
+             py::arg("writable"), py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"),
+             py::arg("spin_us") = 50.0, py::arg("map_budget") = 65536)
+        .def("connect", &PyBackend::connect, py::arg("fe_to_be_ref"), py::arg("be_to_fe_ref"), py::arg("event_channel"),
+             py::arg("queue_event_channels"), py::arg("arena") = py::none())
+        .def("run", &PyBackend::run)
+        .def("stop", &PyBackend::stop)
+        .def("post", &PyBackend::post, py::arg("callback"))
+        .def("handle", &PyBackend::handle, py::arg("message"))
+        .def("pop", &PyBackend::pop, py::arg("queue"))
+        .def("complete", &PyBackend::complete, py::arg("queue"), py::arg("head"), py::arg("written"))
+        .def("config_changed", &PyBackend::config_changed)
+        .def("needs_reset", &PyBackend::needs_reset, py::arg("code"), py::arg("detail") = 0)
+        .def("watch", &PyBackend::watch, py::arg("fd"), py::arg("callback"))
+        .def("unwatch", &PyBackend::unwatch, py::arg("fd"))
+        .def_property_readonly("device_status", [](const PyBackend& self) { return self.device().status(); })
+        .def_property_readonly("driver_features",
+                               [](const PyBackend& self) { return feature_int(self.device().driver_features()); })
+        .def_property_readonly(
+            "error_code", [](const PyBackend& self) { return static_cast<std::uint32_t>(self.backend().error().code); })
+        .def_property_readonly("error_detail", [](const PyBackend& self) { return self.backend().error().detail; })
+        .def_property_readonly("connected", [](const PyBackend& self) { return self.backend().connected(); })
+        .def_property_readonly("mapped_pages", [](const PyBackend& self) { return self.backend().mapped_pages(); })
+        .def("counters", &PyBackend::counters);
+}
+
+}  // namespace cpp_ring::bindings

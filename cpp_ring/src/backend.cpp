@@ -1,0 +1,416 @@
+#include "backend.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "clock.hpp"
+
+namespace cpp_ring {
+namespace {
+
+// Rounds of the spin loop between two looks at the clock, the host's descriptors and the frontend's live byte.
+constexpr unsigned spin_rounds = 64;
+// A frontend that only raises events gets this many wake-ups for nothing, then its ports stay masked for a while.
+constexpr unsigned free_idle_wakes = 16;
+constexpr unsigned longest_mask_ms = 16;
+
+}  // namespace
+
+Backend::Backend(Hypervisor& hypervisor, Model& model, DeviceDescription description, BackendOptions options)
+    : hypervisor_(hypervisor),
+      model_(model),
+      options_(std::move(options)),
+      device_(std::move(description), *this),
+      spin_ticks_(ticks_of_us(options_.spin_us)),
+      memory_(hypervisor, options_.frontend, options_.map_budget_pages),
+      queues_(device_.queues().size()),
+      batch_(batch_size),
+      tokens_(batch_size),
+      written_(batch_size) {
+    if (options_.pulled.size() != queues_.size())
+        throw std::invalid_argument("`pulled` and the queues differ in number");
+    for (std::size_t i = 0; i < queues_.size(); ++i) queues_[i].pulled = options_.pulled[i];
+}
+
+Backend::~Backend() { disconnect(); }
+
+// ---- connection ----
+
+GuestError Backend::connect(const ChannelAddress& address) {
+    disconnect();
+    channel_error_ = {};
+    exit_.reset();
+    stop_.store(false, std::memory_order_relaxed);
+    try {
+        channels_ = hypervisor_.open_event_channels();
+        cfg_port_ = channels_->bind_interdomain(options_.frontend, address.event_channel);
+        // The frontend's page is mapped read-only: we have no business writing to it.
+        fe_page_ = hypervisor_.map(options_.frontend, address.fe_to_be, 1, false);
+        be_page_ = hypervisor_.map_notify(options_.frontend, address.be_to_fe, offsetof(vmsg_xen_be_header, live),
+                                          *channels_, cfg_port_);
+        for (std::size_t i = 0; i < queues_.size() && i < address.queue_event_channels.size(); ++i)
+            if (const auto port = address.queue_event_channels[i])
+                queues_[i].port = channels_->bind_interdomain(options_.frontend, *port);
+        reactor_.use_channels(channels_.get());
+    } catch (...) {
+        disconnect();
+        throw;
+    }
+    address_ = address;
+    ring_.emplace(reinterpret_cast<const vmsg_xen_fe_page*>(fe_page_->bytes().data()),
+                  reinterpret_cast<vmsg_xen_be_page*>(be_page_->bytes().data()));
+    if (const GuestError error = ring_->open()) {
+        channel_error_ = error;
+        ring_->set_error(error);
+        disconnect();
+        return error;
+    }
+    mirrored_status_ = mirrored_generation_ = 0;
+    mirrored_errors_ = device_.guest_errors();
+    mirror();
+    return {};
+}
+
+void Backend::disconnect() noexcept {
+    reset();
+    device_.forget_driver();
+    if (ring_) {
+        if (channel_error_) ring_->set_error(channel_error_);
+        ring_->close();
+        notify(cfg_port_);
+    }
+    ring_.reset();
+    reactor_.use_channels(nullptr);
+    for (Queue& queue : queues_) queue.port.reset();
+    fe_page_.reset();
+    be_page_.reset();
+    channels_.reset();  // unbinds all ports
+}
+
+std::size_t Backend::mapped_pages() const noexcept {
+    return memory_.mapped_pages() + (fe_page_ ? 1 : 0) + (be_page_ ? 1 : 0);
+}
+
+void Backend::notify(Port port) noexcept {
+    if (!channels_) return;
+    channels_->notify(port);
+    ++counters_.notifications;
+}
+
+// ---- the loop ----
+
+void Backend::stop() noexcept {
+    stop_.store(true, std::memory_order_relaxed);
+    wake();
+}
+
+void Backend::wake() noexcept {
+    // Partner: the exchange in serve_host(); what was posted before is seen by who takes the flag.
+    attention_.store(true, std::memory_order_release);
+    reactor_.wake();
+}
+
+Exit Backend::run() {
+    const Exit exit = loop();
+    disconnect();
+    return exit;
+}
+
+Exit Backend::loop() {
+    std::uint64_t last_work = ticks();
+    for (;;) {
+        bool worked = false;
+        for (unsigned i = 0; i < spin_rounds; ++i) {
+            if (poll()) {
+                worked = true;
+                if (exit_) return *exit_;
+            } else {
+                cpu_relax();
+            }
+            if (attention_.load(std::memory_order_relaxed)) break;
+        }
+        if (stop_.load(std::memory_order_relaxed)) return Exit::stopped;
+        if (!ring_->frontend_alive()) return Exit::frontend_gone;
+        if (reactor_.has_host_fds() || attention_.load(std::memory_order_relaxed)) {
+            reactor_.wait(0);
+            serve_host();
+        }
+        const std::uint64_t now = ticks();
+        if (worked) {
+            last_work = now;
+            idle_wakes_ = 0;
+        } else if (now - last_work >= spin_ticks_) {
+            if (sleep()) last_work = ticks();
+            if (exit_) return *exit_;
+        }
+    }
+}
+
+bool Backend::poll() {
+    bool worked = poll_channel();
+    // A copy of the size: a request may start or stop queues.
+    for (std::size_t i = 0; i < running_queues_.size(); ++i) worked |= poll_queue(running_queues_[i]);
+    return worked;
+}
+
+bool Backend::poll_channel() {
+    GuestError error;
+    switch (ring_->poll(request_, error)) {
+        case Poll::nothing:
+            return false;
+        case Poll::message:
+            error = device_.answer(request_, answer_);
+            break;
+        case Poll::error:
+            break;
+    }
+    if (error) {
+        channel_error_ = error;
+        exit_ = Exit::broken;
+        return true;
+    }
+    ++counters_.requests;
+    mirror();
+    if (ring_->answer(answer_)) notify(cfg_port_);
+    flush();
+    return true;
+}
+
+bool Backend::poll_queue(std::uint32_t index) {
+    Queue& queue = queues_[index];
+    if (queue.pulled) {
+        if (!queue.starved || !queue.ring.has_work()) return false;
+        queue.starved = false;
+        after_model(model_.kicked(index));
+        return true;
+    }
+    if (!queue.ring.has_work()) return false;
+    std::size_t count = 0;
+    take_batch(index, count);
+    if (count != 0) serve_batch(index, count);
+    return true;
+}
+
+void Backend::take_batch(std::uint32_t index, std::size_t& count) {
+    Queue& queue = queues_[index];
+    for (bool found = true; count < batch_size;) {
+        if (const GuestError error = queue.ring.pop(batch_[count], found)) {
+            // A queue that lied once is not served further, not even what came before the lie.
+            for (std::size_t i = 0; i < count; ++i) batch_[i].clear();
+            count = 0;
+            needs_reset(error);
+            return;
+        }
+        if (!found) return;
+        tokens_[count] = token(queue, batch_[count].head);
+        ++count;
+    }
+}
+
+void Backend::serve_batch(std::uint32_t index, std::size_t count) {
+    Queue& queue = queues_[index];
+    counters_.buffers += count;
+    std::fill_n(written_.begin(), count, Model::held);
+    GuestError failure = model_.process(index, {batch_.data(), count}, {tokens_.data(), count}, {written_.data(), count});
+    for (std::size_t i = 0; i < count; ++i) {
+        batch_[i].clear();  // lets go of guest memory
+        if (written_[i] == Model::held || !queue.ring.active()) continue;
+        // The chain cap keeps writable parts below 2^32; a larger number is the model's nonsense.
+        const std::uint64_t written = static_cast<std::uint64_t>(written_[i]);
+        const auto head = static_cast<std::uint16_t>(tokens_[i]);
+        if (written > UINT32_MAX || queue.ring.push(head, static_cast<std::uint32_t>(written)))
+            failure = failure ? failure : GuestError{VMSG_XEN_MODEL, written};
+    }
+    queue.dirty = true;
+    after_model(failure);
+}
+
+void Backend::after_model(GuestError failure) {
+    flush();
+    if (failure) needs_reset(failure);
+}
+
+void Backend::flush() noexcept {
+    for (const std::uint32_t index : running_queues_) {
+        Queue& queue = queues_[index];
+        if (!queue.dirty) continue;
+        queue.dirty = false;
+        queue.ring.publish();
+        if (queue.ring.needs_notification() && queue.port) notify(*queue.port);
+    }
+}
+
+// ---- sleeping ----
+
+bool Backend::arm() {
+    bool quiet = ring_->arm();
+    for (const std::uint32_t index : running_queues_) {
+        Queue& queue = queues_[index];
+        if (queue.pulled && !queue.starved) continue;
+        if (queue.ring.enable_notifications()) quiet = false;
+    }
+    return quiet;
+}
+
+void Backend::disarm() noexcept {
+    ring_->disarm();
+    for (const std::uint32_t index : running_queues_) queues_[index].ring.disable_notifications();
+}
+
+bool Backend::sleep() {
+    const int penalty = std::exchange(penalty_ms_, 0);
+    if (penalty == 0) reactor_.unmask_channels();
+    if (arm()) {
+        ++counters_.sleeps;
+        reactor_.wait(penalty == 0 ? -1 : penalty);
+    } else {
+        reactor_.wait(0);
+    }
+    disarm();
+    // The frontend spins for this answer: it comes before the bookkeeping of the event that announced it.
+    const bool worked = poll();
+    if (exit_) return worked;
+    if (reactor_.channels_ready()) {
+        reactor_.take_channels();
+        ++counters_.kicks;
+        idle_wakes_ = worked ? 0 : idle_wakes_ + 1;
+        if (idle_wakes_ > free_idle_wakes)
+            penalty_ms_ = static_cast<int>(std::min(idle_wakes_ - free_idle_wakes, longest_mask_ms));
+    }
+    serve_host();
+    return worked;
+}
+
+void Backend::serve_host() {
+    // Partner: the release store in wake().
+    if (attention_.exchange(false, std::memory_order_acquire)) after_model(model_.run_posted());
+    for (std::size_t i = 0; i < reactor_.ready().size(); ++i) after_model(model_.ready(reactor_.ready()[i]));
+}
+
+// ---- what the model may ask for ----
+
+GuestError Backend::pop(std::uint32_t index, Chain& out, std::uint64_t& chain_token, bool& found) {
+    found = false;
+    if (index >= queues_.size() || !queues_[index].ring.active()) return {};
+    Queue& queue = queues_[index];
+    const GuestError error = queue.ring.pop(out, found);
+    if (error) {
+        needs_reset(error);
+        return error;
+    }
+    if (found) {
+        chain_token = token(queue, out.head);
+        ++counters_.buffers;
+    } else {
+        queue.starved = true;
+    }
+    return {};
+}
+
+bool Backend::complete(std::uint32_t index, std::uint64_t chain_token, std::uint32_t written) {
+    if (index >= queues_.size()) return false;
+    Queue& queue = queues_[index];
+    const auto head = static_cast<std::uint16_t>(chain_token);
+    // A chain of before a reset: the driver has forgotten it, and so do we.
+    if (!queue.ring.active() || chain_token != token(queue, head)) return true;
+    if (queue.ring.push(head, written)) return false;
+    queue.dirty = true;
+    return true;
+}
+
+void Backend::config_changed() noexcept {
+    device_.bump_generation();
+    mirror();
+    notify(cfg_port_);
+}
+
+void Backend::needs_reset(GuestError error) noexcept {
+    device_.needs_reset(error);
+    stop_queues();
+    mirror();
+    notify(cfg_port_);
+}
+
+GuestError Backend::answer(const Message& request, Message& answer) {
+    const GuestError error = device_.answer(request, answer);
+    flush();
+    return error;
+}
+
+void Backend::mirror() noexcept {
+    if (!ring_) return;
+    if (mirrored_status_ != device_.status()) ring_->set_status(mirrored_status_ = device_.status());
+    if (mirrored_generation_ != device_.generation()) ring_->set_generation(mirrored_generation_ = device_.generation());
+    if (mirrored_errors_ != device_.guest_errors()) {
+        mirrored_errors_ = device_.guest_errors();
+        ring_->set_error(device_.error());
+    }
+}
+
+// ---- DeviceHooks ----
+
+void Backend::config_refresh(std::uint32_t offset, std::uint32_t size) {
+    if (const GuestError error = model_.config_refresh(offset, size)) needs_reset(error);
+}
+
+bool Backend::config_write(std::uint32_t offset, std::span<const std::byte> data) {
+    bool accepted = false;
+    if (const GuestError error = model_.config_write(offset, data, accepted)) needs_reset(error);
+    return accepted;
+}
+
+bool Backend::accepts(std::span<const std::uint32_t> features) {
+    bool accepted = false;
+    if (const GuestError error = model_.accepts(features, accepted)) needs_reset(error);
+    return accepted;
+}
+
+bool Backend::has_channel(std::uint32_t index) { return !ring_ || queues_[index].port.has_value(); }
+
+GuestError Backend::activate() {
+    GuestError error;
+    if (address_.arena_pages != 0)
+        error = memory_.map_persistent(grant_address(address_.arena_first, 0), address_.arena_pages * page_size, true);
+    for (std::uint32_t i = 0; i < queues_.size() && !error; ++i)
+        if (device_.queues()[i].set) error = enable_queue(i);
+    if (!error) {
+        activated_ = true;
+        error = model_.activate(device_.driver_features(), running_queues_);
+    }
+    if (error) stop_queues();
+    return error;
+}
+
+GuestError Backend::enable_queue(std::uint32_t index) {
+    Queue& queue = queues_[index];
+    if (const GuestError error = queue.ring.activate(device_.queues()[index].geometry, device_.features64(), memory_))
+        return error;
+    ++queue.activation;
+    queue.starved = true;  // the model is told of the first buffers
+    queue.dirty = false;
+    running_queues_.push_back(index);
+    queue.ring.disable_notifications();
+    return {};
+}
+
+void Backend::disable_queue(std::uint32_t index) {
+    queues_[index].ring.deactivate();
+    std::erase(running_queues_, index);
+}
+
+void Backend::stop_queues() noexcept {
+    for (Queue& queue : queues_) queue.ring.deactivate();
+    running_queues_.clear();
+    memory_.clear();
+}
+
+void Backend::reset() {
+    stop_queues();
+    if (!std::exchange(activated_, false)) return;
+    // The status must read 0 after a reset (virtio 1.3 section 2.4.1), so a model that fails in it is only recorded.
+    if (const GuestError error = model_.reset()) device_.record(error);
+}
+
+}  // namespace cpp_ring

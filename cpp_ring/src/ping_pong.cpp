@@ -1,0 +1,78 @@
+#include "ping_pong.hpp"
+
+#include <poll.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "clock.hpp"
+#include "errors.hpp"
+#include "hypervisor.hpp"
+#include "shared.hpp"
+#include "wire.hpp"
+
+namespace cpp_ring {
+namespace {
+
+constexpr auto patience = std::chrono::seconds(1);
+
+// Spins until the word holds `wanted`.
+bool spin_for(const std::uint64_t* word, std::uint64_t wanted) noexcept {
+    Clock::time_point deadline{};
+    for (std::uint64_t spins = 1; SharedMemory::load_acquire(word) != wanted; ++spins) {  // Partner: the other side's store.
+        if (spins % 4096 != 0) continue;
+        const auto now = Clock::now();
+        if (deadline == Clock::time_point{}) deadline = now + patience;
+        if (now > deadline) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+struct PingPong::Words {
+    alignas(VMSG_XEN_CACHE_LINE) std::uint64_t ping;
+    alignas(VMSG_XEN_CACHE_LINE) std::uint64_t pong;
+};
+
+PingPong::PingPong(int memfd)
+    : words_(static_cast<Words*>(::mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0))) {
+    if (words_ == MAP_FAILED) throw HostError(errno, "cannot map the ping-pong page");
+    last_ = SharedMemory::load_acquire(&words_->pong);
+}
+
+PingPong::~PingPong() { ::munmap(words_, page_size); }
+
+bool PingPong::serve(std::uint64_t count, int eventfd) noexcept {
+    for (std::uint64_t i = 0; i < count; ++i) {
+        if (eventfd >= 0) {
+            pollfd wanted{.fd = eventfd, .events = POLLIN, .revents = 0};
+            std::uint64_t value = 0;
+            if (::poll(&wanted, 1, 1000) != 1 || ::read(eventfd, &value, sizeof value) != sizeof value) return false;
+        }
+        if (!spin_for(&words_->ping, last_ + 1)) return false;
+        SharedMemory::store_release(&words_->pong, ++last_);  // Partner: spin_for in measure.
+    }
+    return true;
+}
+
+bool PingPong::measure(std::uint64_t count, LatencyRecorder& recorder, int eventfd, double pause_us) noexcept {
+    const double ns = 1.0 / ticks_per_ns();
+    const std::uint64_t pause = ticks_of_us(pause_us);
+    for (std::uint64_t i = 0; i < count; ++i) {
+        if (eventfd >= 0)
+            for (const std::uint64_t until = ticks() + pause; ticks() < until;) cpu_relax();
+        const std::uint64_t start = ticks();
+        SharedMemory::store_release(&words_->ping, ++last_);  // Partner: spin_for in serve.
+        if (eventfd >= 0) {
+            const std::uint64_t one = 1;
+            if (::write(eventfd, &one, sizeof one) != sizeof one) return false;
+        }
+        if (!spin_for(&words_->pong, last_)) return false;
+        recorder.record(static_cast<std::uint64_t>(static_cast<double>(ticks() - start) * ns));
+    }
+    return true;
+}
+
+}  // namespace cpp_ring

@@ -1,0 +1,40 @@
+"""The xenstore wire protocol (Xen's public header io/xs_wire.h): message types, header, limits, error names."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Final
+
+XS_DIRECTORY: Final = 1
+XS_READ: Final = 2
+XS_GET_PERMS: Final = 3
+XS_WATCH: Final = 4
+XS_UNWATCH: Final = 5
+XS_TRANSACTION_START: Final = 6
+XS_TRANSACTION_END: Final = 7
+XS_GET_DOMAIN_PATH: Final = 10
+XS_WRITE: Final = 11
+XS_MKDIR: Final = 12
+XS_RM: Final = 13
+XS_SET_PERMS: Final = 14
+XS_WATCH_EVENT: Final = 15
+XS_ERROR: Final = 16
+XS_IS_DOMAIN_INTRODUCED: Final = 17
+XS_RESET_WATCHES: Final = 21
+
+HEADER: Final = struct.Struct("<IIII")
+"""type, req_id, tx_id, length of the payload that follows."""
+
+PAYLOAD_MAX: Final = 4096
+ABS_PATH_MAX: Final = 3072
+REL_PATH_MAX: Final = 2048
+
+ERRORS: Final = (
+    "EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO",
+    "ENOTEMPTY", "ENOSYS", "EROFS", "EBUSY", "EAGAIN", "EISCONN", "E2BIG", "EPERM",
+)  # fmt: skip
+"""The only errors that cross the wire, where they are text."""
+
+ERROR_NUMBERS: Final[dict[str, int]] = {name: getattr(errno, name) for name in ERRORS}
+ERROR_NAMES: Final[dict[int, str]] = {number: name for name, number in ERROR_NUMBERS.items()}
