@@ -65,6 +65,8 @@ class SharedPages:
         """Writable bytes, length pages * 4096. Keeps the pages alive."""
     def address(self, offset: int = 0) -> int:
         """Grant-DMA address of a byte of the pages."""
+    def close(self) -> None:
+        """Withdraws the grant; the pages stay while a view of them does. Idempotent."""
 
 class MappedPages:
     """Pages of another domain; unmapped when collected."""

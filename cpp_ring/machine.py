@@ -15,7 +15,9 @@ def machine_directory(name: str = DEFAULT_MACHINE) -> Path:
     /run/virtio-dm (root) or /tmp/virtio-dm-<uid>. It need not exist. Raises ValueError for a bad name.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"machine name {name!r}: up to 32 letters, digits, '_', '-' and '.', not beginning with '-' or '.'")
+        raise ValueError(
+            f"machine name {name!r}: up to 32 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
+        )
     return _runtime_directory() / name
 
 

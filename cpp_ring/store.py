@@ -271,12 +271,14 @@ class Store(Access):
         for attempt in range(MAX_ATTEMPTS):
             try:
                 with self.transaction() as transaction:
-                    result = change(transaction)
-                return result
+                    return change(transaction)
             except StoreError as error:
                 if error.errno != errno.EAGAIN or attempt == MAX_ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
+
+    def _call(self, kind: int, what: str, path: str, *strings: str, tail: bytes = b"") -> bytes:
+        return self.exchange(kind, _join(path, *strings) + tail, f"{what} {quote(path)}")
 
     def exchange(self, kind: int, payload: bytes, what: str, transaction: int = 0) -> bytes:
         """One request and its answer; `what` names it in errors. Everything else here stands on this."""
@@ -304,7 +306,7 @@ class Store(Access):
         except StoreError as error:
             raise self.broken(error.errno or errno.EIO, f"{error}") from None
         except OSError as error:
-            raise self.broken(error.errno or errno.EIO, f"xenstore {what}: {error.strerror}") from None
+            raise self.broken(errno.ECONNRESET, f"xenstore {what}: the store is gone ({error.strerror})") from None
         if number != self._next_id or answer_kind not in (kind, xs_wire.XS_ERROR):
             raise self.broken(errno.EPROTO, f"xenstore {what}: answer of type {answer_kind} to request {number}")
         if answer_kind == xs_wire.XS_ERROR:
@@ -345,7 +347,7 @@ class Store(Access):
         except BlockingIOError:
             return False
         if not data:
-            raise StoreError(errno.ECONNRESET, "xenstore is gone: it closed the connection")
+            raise StoreError(errno.ECONNRESET, "xenstore: the store is gone, it closed the connection")
         self._buffer += data
         return True
 
@@ -362,7 +364,7 @@ class Store(Access):
         except StoreError as error:
             raise self.broken(error.errno or errno.EIO, str(error)) from None
         except OSError as error:
-            raise self.broken(error.errno or errno.EIO, f"xenstore: {error.strerror}") from None
+            raise self.broken(errno.ECONNRESET, f"xenstore: the store is gone ({error.strerror})") from None
 
     def _parse(self) -> tuple[int, int, bytes] | None:
         """The next whole message of the buffer: (type, req_id, payload)."""

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "clock.hpp"
+#include "waiter.hpp"
 
 namespace cpp_ring {
 namespace {
@@ -54,11 +55,11 @@ GuestError Backend::connect(const ChannelAddress& address) {
             if (const auto port = address.queue_event_channels[i])
                 queues_[i].port = channels_->bind_interdomain(options_.frontend, *port);
         reactor_.use_channels(channels_.get());
+        address_ = address;
     } catch (...) {
         disconnect();
         throw;
     }
-    address_ = address;
     ring_.emplace(reinterpret_cast<const vmsg_xen_fe_page*>(fe_page_->bytes().data()),
                   reinterpret_cast<vmsg_xen_be_page*>(be_page_->bytes().data()));
     if (const GuestError error = ring_->open()) {
@@ -113,12 +114,16 @@ void Backend::wake() noexcept {
 }
 
 Exit Backend::run() {
-    const Exit exit = loop();
-    disconnect();
-    return exit;
+    // Also when the host is out of memory and throws: nothing of the guest may stay mapped.
+    struct Disconnect {
+        Backend& backend;
+        ~Disconnect() { backend.disconnect(); }
+    } const at_end{*this};
+    return loop();
 }
 
 Exit Backend::loop() {
+    static const std::uint64_t alone_ticks = ticks_of_us(alone_us);
     std::uint64_t last_work = ticks();
     for (;;) {
         bool worked = false;
@@ -141,7 +146,9 @@ Exit Backend::loop() {
         if (worked) {
             last_work = now;
             idle_wakes_ = 0;
-        } else if (now - last_work >= spin_ticks_) {
+        } else if (now - last_work < spin_ticks_) {
+            if (now - last_work >= alone_ticks) yield_cpu();
+        } else {
             if (sleep()) last_work = ticks();
             if (exit_) return *exit_;
         }
@@ -150,7 +157,7 @@ Exit Backend::loop() {
 
 bool Backend::poll() {
     bool worked = poll_channel();
-    // A copy of the size: a request may start or stop queues.
+    // By index: a request, or a model that fails, may start or stop queues.
     for (std::size_t i = 0; i < running_queues_.size(); ++i) worked |= poll_queue(running_queues_[i]);
     return worked;
 }
@@ -371,7 +378,10 @@ bool Backend::has_channel(std::uint32_t index) { return !ring_ || queues_[index]
 
 GuestError Backend::activate() {
     GuestError error;
-    if (address_.arena_pages != 0)
+    // Compared in pages: as bytes a large number would wrap.
+    if (address_.arena_pages > options_.map_budget_pages)
+        error = {VMSG_XEN_MAP_BUDGET, address_.arena_pages};
+    else if (address_.arena_pages != 0)
         error = memory_.map_persistent(grant_address(address_.arena_first, 0), address_.arena_pages * page_size, true);
     for (std::uint32_t i = 0; i < queues_.size() && !error; ++i)
         if (device_.queues()[i].set) error = enable_queue(i);

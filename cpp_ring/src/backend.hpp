@@ -79,7 +79,7 @@ class Backend final : private DeviceHooks {
     // Model reset, queues stopped, everything unmapped, live byte 0. Idempotent.
     void disconnect() noexcept;
 
-    void stop() noexcept;  // any thread
+    void stop() noexcept;  // any thread; of the present connection: connect() forgets it
     void wake() noexcept;  // any thread: run_posted() is due
 
     // One message without a ring, by the same code.

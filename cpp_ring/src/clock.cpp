@@ -1,5 +1,6 @@
 #include "clock.hpp"
 
+#include <algorithm>
 #include <limits>
 
 namespace cpp_ring {
@@ -37,6 +38,12 @@ std::uint64_t ticks_of_us(double microseconds) noexcept {
     constexpr auto largest = std::numeric_limits<std::uint64_t>::max() / 2;
     if (!(value < static_cast<double>(largest))) return largest;
     return value <= 0 ? 0 : static_cast<std::uint64_t>(value);
+}
+
+Clock::duration time_of(std::uint64_t ticks) noexcept {
+    constexpr double century = 3.2e18;
+    const double value = std::min(static_cast<double>(ticks) / ticks_per_ns(), century);
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::nano>(value));
 }
 
 }  // namespace cpp_ring

@@ -30,5 +30,10 @@ using Clock = std::chrono::steady_clock;
 
 // A span of time in ticks; the largest value for an infinite or very long one.
 [[nodiscard]] std::uint64_t ticks_of_us(double microseconds) noexcept;
+[[nodiscard]] inline std::uint64_t ticks_of(Clock::duration span) noexcept {
+    return ticks_of_us(std::chrono::duration<double, std::micro>(span).count());
+}
+// The reverse, a century at most.
+[[nodiscard]] Clock::duration time_of(std::uint64_t ticks) noexcept;
 
 }  // namespace cpp_ring

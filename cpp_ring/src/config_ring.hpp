@@ -26,6 +26,8 @@ class BackendRing {
         if (version != VMSG_XEN_PROTOCOL_VERSION) return {VMSG_XEN_BAD_VERSION, version};
         auto& header = to_->header;
         Mem::store_relaxed(&header.be_waiting, 0U);
+        Mem::store_relaxed(&header.device_status, 0U);
+        Mem::store_relaxed(&header.config_generation, 0U);
         Mem::store_relaxed(&header.error_code, 0U);
         Mem::store_relaxed(&header.error_detail, 0U);
         Mem::store_relaxed(&to_->answer.seq, 0U);
@@ -75,8 +77,9 @@ class BackendRing {
     }
     void disarm() noexcept { Mem::store_relaxed(&to_->header.be_waiting, 0U); }
 
+    // Partner: FrontendRing::close.
     [[nodiscard]] bool frontend_alive() const noexcept {
-        return Mem::load_relaxed(&from_->header.live) != VMSG_XEN_DEAD;
+        return Mem::load_acquire(&from_->header.live) != VMSG_XEN_DEAD;
     }
 
     // Out-of-band words. The event channel that follows orders them for the frontend.
@@ -160,8 +163,9 @@ class FrontendRing {
     }
     void disarm() noexcept { Mem::store_relaxed(&to_->header.fe_waiting, 0U); }
 
+    // Partner: BackendRing::close. What a backend wrote before it went, an answer or its error, is seen with the death.
     [[nodiscard]] bool backend_alive() const noexcept {
-        return Mem::load_relaxed(&from_->header.live) != VMSG_XEN_DEAD;
+        return Mem::load_acquire(&from_->header.live) != VMSG_XEN_DEAD;
     }
     [[nodiscard]] bool backend_waiting() const noexcept { return Mem::load_relaxed(&from_->header.be_waiting) != 0; }
     [[nodiscard]] std::uint32_t device_status() const noexcept {

@@ -50,7 +50,7 @@ template <class Mem>
     std::uint32_t steps = 0;
 
     for (;;) {
-        Descriptor desc;
+        Descriptor desc{};
         Mem::copy_from(&desc, table + index, sizeof desc);
 
         if ((desc.flags & desc_indirect) != 0) {

@@ -38,7 +38,8 @@ bool Frontend::answer_matches() noexcept {
     const vmsg_header asked = request_.header();
     const vmsg_header got = answer_.header();
     if (got.msg_size != answer_.size()) error_ = {VMSG_XEN_BAD_SIZE, got.msg_size};
-    if ((got.type & (VMSG_TYPE_RESPONSE | VMSG_TYPE_BUS)) != VMSG_TYPE_RESPONSE) error_ = {VMSG_XEN_BAD_TYPE, got.type};
+    if ((got.type & (VMSG_TYPE_RESPONSE | VMSG_TYPE_BUS)) != VMSG_TYPE_RESPONSE || got.dev_num != 0)
+        error_ = {VMSG_XEN_BAD_TYPE, got.type | std::uint64_t{got.dev_num} << 8};
     if (got.msg_id != asked.msg_id) error_ = {VMSG_XEN_BAD_MSG_ID, got.msg_id};
     if (got.token != asked.token) error_ = {VMSG_XEN_BAD_TOKEN, got.token};
     return !error_;
@@ -75,8 +76,11 @@ ExchangeResult Frontend::settle(Clock::duration timeout) {
 ExchangeResult Frontend::exchange(std::uint8_t msg_id, std::span<const std::byte> payload, Clock::duration timeout) {
     if (error_) return ExchangeResult::lied;
     if (!open_ || !ring_.backend_alive()) return ExchangeResult::peer_dead;
-    if (owed_)
+    if (owed_) {
+        const auto start = Clock::now();
         if (const ExchangeResult late = settle(timeout); late != ExchangeResult::ok) return late;
+        timeout -= std::min(timeout, Clock::now() - start);
+    }
     build(msg_id, payload);
     if (ring_.publish(request_)) channels_->notify(port_);
     const ExchangeResult result = await(timeout);
@@ -101,12 +105,12 @@ bool Frontend::wait_event(Clock::duration timeout) {
 
 ExchangeResult Frontend::measure(std::uint8_t msg_id, std::span<const std::byte> payload, std::uint64_t count,
                                  bool idle, LatencyRecorder& recorder) {
-    constexpr auto patience = std::chrono::seconds(2);
+    constexpr auto fall_asleep = std::chrono::seconds(2);
     const double ns = 1.0 / ticks_per_ns();
     if (error_ || owed_ || !open_) return ExchangeResult::lied;
     for (std::uint64_t i = 0; i < count; ++i) {
         if (idle) {
-            const auto deadline = Clock::now() + patience;
+            const auto deadline = Clock::now() + fall_asleep;
             while (!ring_.backend_waiting())
                 if (Clock::now() > deadline) return ExchangeResult::timeout;
             // The word is set a little before the backend really sleeps.
@@ -122,6 +126,7 @@ ExchangeResult Frontend::measure(std::uint8_t msg_id, std::span<const std::byte>
             if (!ring_.backend_alive()) return ExchangeResult::peer_dead;
             if (static_cast<double>(ticks() - start) * ns > 2e9) {
                 owed_ = true;
+                ring_.new_epoch();
                 return ExchangeResult::timeout;
             }
         }

@@ -35,7 +35,8 @@ struct GrantRange {
     // Compared by subtraction: first < 2^32 and offset < 2^12, so nothing here wraps.
     if (first >= references || length > (references - first) * page_size - offset)
         return {VMSG_XEN_DESC_ADDRESS, address};
-    out = {static_cast<GrantRef>(first), static_cast<std::uint32_t>(offset), (offset + length + page_size - 1) / page_size};
+    out = {static_cast<GrantRef>(first), static_cast<std::uint32_t>(offset),
+           (offset + length + page_size - 1) / page_size};
     return {};
 }
 

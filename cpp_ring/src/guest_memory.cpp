@@ -6,7 +6,9 @@ namespace cpp_ring {
 
 // Shared with every mapping that is charged to it: the last Segment may go after the GuestMemory, on another thread.
 struct GuestMemory::Budget {
-    std::size_t limit;
+    explicit Budget(std::size_t pages) : limit(pages) {}
+
+    const std::size_t limit;
     Atomic<std::size_t> used{0};  // only the device's thread adds, so "compare, then add" cannot overshoot
 };
 

@@ -46,8 +46,9 @@ class LatencyRecorder {
     // The upper bound of the bucket that holds the percentile (0..100), never above max(); 0 when empty.
     [[nodiscard]] std::uint64_t percentile(double percent) const noexcept {
         if (count_ == 0) return 0;
-        const auto wanted = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(
-                                                           percent / 100.0 * static_cast<double>(count_) + 0.5));
+        const double rank = std::max(1.0, percent / 100.0 * static_cast<double>(count_) + 0.5);
+        // Compared as doubles first: a count near 2^64 rounds up to it, out of the conversion's range.
+        const auto wanted = rank < static_cast<double>(count_) ? static_cast<std::uint64_t>(rank) : count_;
         std::uint64_t seen = 0;
         for (std::size_t i = 0; i < bucket_count; ++i) {
             seen += counts_[i];

@@ -15,7 +15,7 @@
 namespace cpp_ring {
 namespace {
 
-constexpr auto patience = std::chrono::seconds(1);
+constexpr auto longest_silence = std::chrono::seconds(1);
 
 // Spins until the word holds `wanted`.
 bool spin_for(const std::uint64_t* word, std::uint64_t wanted) noexcept {
@@ -23,7 +23,7 @@ bool spin_for(const std::uint64_t* word, std::uint64_t wanted) noexcept {
     for (std::uint64_t spins = 1; SharedMemory::load_acquire(word) != wanted; ++spins) {  // Partner: the other side's store.
         if (spins % 4096 != 0) continue;
         const auto now = Clock::now();
-        if (deadline == Clock::time_point{}) deadline = now + patience;
+        if (deadline == Clock::time_point{}) deadline = now + longest_silence;
         if (now > deadline) return false;
     }
     return true;

@@ -12,6 +12,9 @@
 namespace cpp_ring {
 namespace {
 
+// Reported by one wait(); epoll gives the others their turn in the next.
+constexpr std::size_t most_events = 16;
+
 void epoll_add(int epoll, int fd, const char* what) {
     epoll_event event{};
     event.events = EPOLLIN;
@@ -24,6 +27,7 @@ void epoll_add(int epoll, int fd, const char* what) {
 Reactor::Reactor() : epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (!epoll_ || !wake_) throw HostError(errno, "cannot create an event loop");
     epoll_add(epoll_.get(), wake_.get(), "cannot watch the wake-up descriptor");
+    ready_.reserve(most_events);  // so that wait() does not allocate
 }
 
 void Reactor::use_channels(EventChannels* channels) {
@@ -35,12 +39,15 @@ void Reactor::use_channels(EventChannels* channels) {
 }
 
 void Reactor::add(int fd) {
+    host_fds_.reserve(host_fds_.size() + 1);
     epoll_add(epoll_.get(), fd, "cannot watch the descriptor");
-    ++host_fds_;
+    std::erase(host_fds_, fd);  // a number that was closed while watched, and came back
+    host_fds_.push_back(fd);
 }
 
 void Reactor::remove(int fd) noexcept {
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr) == 0) --host_fds_;
+    if (std::erase(host_fds_, fd) == 0) return;
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
     std::erase(ready_, fd);
 }
 
@@ -51,7 +58,7 @@ void Reactor::wake() noexcept {
 }
 
 void Reactor::wait(int timeout_ms) noexcept {
-    std::array<epoll_event, 16> events{};
+    std::array<epoll_event, most_events> events{};
     channels_ready_ = false;
     ready_.clear();
     const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
@@ -68,7 +75,7 @@ void Reactor::wait(int timeout_ms) noexcept {
     }
 }
 
-void Reactor::take_channels() noexcept {
+void Reactor::take_channels() {
     if (channels_ == nullptr) return;
     while (const auto port = channels_->pending()) masked_.push_back(*port);
 }

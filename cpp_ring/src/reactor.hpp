@@ -15,10 +15,10 @@ class Reactor {
 
     // The event channels to sleep on; nullptr: none. Used by one thread, as all below but wake().
     void use_channels(EventChannels* channels);
-    // Host descriptors, level triggered. Throw HostError.
+    // Host descriptors, level triggered. add() throws HostError; one that is removed may be closed already.
     void add(int fd);
     void remove(int fd) noexcept;
-    [[nodiscard]] bool has_host_fds() const noexcept { return host_fds_ != 0; }
+    [[nodiscard]] bool has_host_fds() const noexcept { return !host_fds_.empty(); }
 
     // Ends the present or the next wait(). Any thread.
     void wake() noexcept;
@@ -30,15 +30,15 @@ class Reactor {
     [[nodiscard]] std::span<const int> ready() const noexcept { return ready_; }
 
     // Clears and masks what is pending. Ports stay masked until unmask_channels(), which is what bounds a storm.
-    void take_channels() noexcept;
+    void take_channels();
     void unmask_channels() noexcept;
 
   private:
     FileDescriptor epoll_;
     FileDescriptor wake_;
     EventChannels* channels_ = nullptr;
-    int host_fds_ = 0;
     bool channels_ready_ = false;
+    std::vector<int> host_fds_;
     std::vector<int> ready_;
     std::vector<Port> masked_;
 };

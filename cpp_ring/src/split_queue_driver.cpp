@@ -12,7 +12,7 @@ namespace cpp_ring {
 
 namespace {
 
-// One indirect table a head. A longer chain takes descriptors of the queue itself.
+// Each head has a table of its own. A longer chain takes descriptors of the queue itself.
 constexpr std::uint16_t max_indirect_entries = 32;
 
 // Offsets of the areas in the pages. Each begins a cache line, so that the two sides do not write to a common one.
@@ -41,7 +41,8 @@ std::size_t SplitQueueDriver::pages_needed(std::uint16_t size, std::uint64_t fea
     return (Layout(size, features).end + page_size - 1) / page_size;
 }
 
-SplitQueueDriver::SplitQueueDriver(std::unique_ptr<SharedPages> pages, std::uint16_t size, std::uint64_t features)
+SplitQueueDriver::SplitQueueDriver(std::shared_ptr<SharedPages> pages, std::uint16_t size, std::uint64_t features,
+                                   std::size_t first_page)
     : pages_(std::move(pages)),
       size_(size),
       event_idx_(has_feature(features, feature_event_idx)),
@@ -50,11 +51,15 @@ SplitQueueDriver::SplitQueueDriver(std::unique_ptr<SharedPages> pages, std::uint
         throw std::invalid_argument("queue size " + std::to_string(size) + " is not a power of two up to " +
                                     std::to_string(max_queue_size));
     const Layout layout(size, features);
-    if (pages_->bytes().size() < layout.end)
-        throw std::invalid_argument("a queue of " + std::to_string(size) + " needs " + std::to_string(layout.end) +
-                                    " bytes, got " + std::to_string(pages_->bytes().size()));
-    std::byte* base = pages_->bytes().data();
-    ring_ = SplitRing(size, base, base + layout.driver, base + layout.device);
+    const std::size_t available = pages_->bytes().size() / page_size;
+    const std::size_t needed = pages_needed(size, features);
+    if (first_page > available || needed > available - first_page)
+        throw std::invalid_argument("a queue of " + std::to_string(size) + " needs " + std::to_string(needed) +
+                                    " pages from page " + std::to_string(first_page) + " of " +
+                                    std::to_string(available));
+    base_ = pages_->bytes().data() + first_page * page_size;
+    address_ = grant_address(pages_->first_ref(), first_page * page_size);
+    ring_ = SplitRing(size, base_, base_ + layout.driver, base_ + layout.device);
     driver_offset_ = layout.driver;
     device_offset_ = layout.device;
     indirect_offset_ = layout.indirect;
@@ -68,15 +73,11 @@ SplitQueueDriver::SplitQueueDriver(std::unique_ptr<SharedPages> pages, std::uint
     free_last_ = mask();
 }
 
-std::uint64_t SplitQueueDriver::descriptor_address() const noexcept { return grant_address(pages_->first_ref(), 0); }
+std::uint64_t SplitQueueDriver::descriptor_address() const noexcept { return address_; }
 
-std::uint64_t SplitQueueDriver::driver_address() const noexcept {
-    return grant_address(pages_->first_ref(), driver_offset_);
-}
+std::uint64_t SplitQueueDriver::driver_address() const noexcept { return address_ + driver_offset_; }
 
-std::uint64_t SplitQueueDriver::device_address() const noexcept {
-    return grant_address(pages_->first_ref(), device_offset_);
-}
+std::uint64_t SplitQueueDriver::device_address() const noexcept { return address_ + device_offset_; }
 
 std::optional<std::uint16_t> SplitQueueDriver::add(std::span<const Piece> readable, std::span<const Piece> writable) {
     const std::size_t pieces = readable.size() + writable.size();
@@ -94,7 +95,9 @@ std::optional<std::uint16_t> SplitQueueDriver::add(std::span<const Piece> readab
     if (bytes > std::numeric_limits<std::uint32_t>::max())
         throw std::invalid_argument("a chain of " + std::to_string(bytes) + " bytes is longer than used.len can say");
 
-    const bool indirect = pieces > 1 && pieces <= indirect_entries_;
+    // A table costs the device one more fetch, and a map if it lies outside the arena: for when descriptors run short.
+    const bool scarce = pieces > free_ || free_ <= size_ / 2;
+    const bool indirect = scarce && pieces > 1 && pieces <= indirect_entries_;
     const std::size_t count = indirect ? 1 : pieces;
     if (count > free_) return std::nullopt;
 
@@ -102,11 +105,10 @@ std::optional<std::uint16_t> SplitQueueDriver::add(std::span<const Piece> readab
     std::uint16_t last = head;
     if (indirect) {
         const std::size_t offset = indirect_offset_ + std::size_t{head} * indirect_entries_ * sizeof(Descriptor);
-        auto* table = reinterpret_cast<Descriptor*>(pages_->bytes().data() + offset);
-        for (std::size_t i = 0; i < pieces; ++i)
-            put(table + i, i, i + 1, readable, writable);
-        const Descriptor desc{grant_address(pages_->first_ref(), offset),
-                              static_cast<std::uint32_t>(pieces * sizeof(Descriptor)), desc_indirect, 0};
+        auto* table = reinterpret_cast<Descriptor*>(base_ + offset);
+        for (std::size_t i = 0; i < pieces; ++i) put(table + i, i, i + 1, readable, writable);
+        const Descriptor desc{address_ + offset, static_cast<std::uint32_t>(pieces * sizeof(Descriptor)), desc_indirect,
+                              0};
         SharedMemory::copy_to(ring_.descriptors + head, &desc, sizeof desc);
     } else {
         for (std::size_t i = 0; i < pieces; ++i) {

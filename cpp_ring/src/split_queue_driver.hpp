@@ -20,10 +20,11 @@ namespace cpp_ring {
 
 class SplitQueueDriver {
   public:
-    // Lays the three areas, and with VIRTIO_F_INDIRECT_DESC the indirect tables, out in `pages`: zeroed, granted
-    // writable, at least pages_needed() of them. Throws std::invalid_argument: size not a power of two up to 32768, too
-    // few pages.
-    SplitQueueDriver(std::unique_ptr<SharedPages> pages, std::uint16_t size, std::uint64_t features);
+    // Lays the three areas, and with VIRTIO_F_INDIRECT_DESC the indirect tables, out in pages_needed() of `pages` from
+    // `first_page`: zeroed and granted writable. Pages of the arena are best: an indirect table outside it is
+    // mapped anew for each request. Throws std::invalid_argument: size not a power of two up to 32768, too few pages.
+    SplitQueueDriver(std::shared_ptr<SharedPages> pages, std::uint16_t size, std::uint64_t features,
+                     std::size_t first_page = 0);
 
     [[nodiscard]] static std::size_t pages_needed(std::uint16_t size, std::uint64_t features) noexcept;
 
@@ -78,7 +79,9 @@ class SplitQueueDriver {
     [[nodiscard]] bool read_used(Used& out, bool& lied) noexcept;
     void release(std::uint16_t head) noexcept;
 
-    std::unique_ptr<SharedPages> pages_;
+    std::shared_ptr<SharedPages> pages_;
+    std::byte* base_ = nullptr;  // of the queue's own pages, and their address
+    std::uint64_t address_ = 0;
     SplitRing ring_;
     std::uint16_t size_;
     bool event_idx_;
@@ -104,8 +107,8 @@ class SplitQueueDriver {
     std::uint16_t free_first_ = 0;
     std::uint16_t free_last_ = 0;
 
-    std::uint16_t batch_end_ = 0;       // in order: the entry just read covers all chains up to this place
-    std::uint32_t batch_written_ = 0;   // and gives the length of the last of them
+    std::uint16_t batch_end_ = 0;      // in order: the entry just read covers all chains up to this place
+    std::uint32_t batch_written_ = 0;  // and gives the length of the last of them
     bool batch_ = false;
 };
 

@@ -112,6 +112,7 @@ void VirtioDevice::needs_reset(GuestError error) noexcept {
 void VirtioDevice::forget_driver() noexcept {
     status_ = 0;
     std::fill(driver_features_.begin(), driver_features_.end(), 0);
+    unknown_features_ = false;
     std::fill(queues_.begin(), queues_.end(), QueueSetup{});
 }
 
@@ -174,6 +175,7 @@ GuestError VirtioDevice::set_driver_features(const Message& request, Message&) {
         else if (block != 0)
             error = {VMSG_XEN_FEATURES, index};
     }
+    if (error) unknown_features_ = true;
     return error;
 }
 
@@ -234,6 +236,7 @@ GuestError VirtioDevice::get_device_status(const Message&, Message& answer) {
 
 bool VirtioDevice::features_acceptable() {
     constexpr std::uint32_t version_1_block = 1;  // VIRTIO_F_VERSION_1 is bit 32
+    if (unknown_features_) return false;
     if (driver_features_.size() <= version_1_block || (driver_features_[version_1_block] & 1) == 0) return false;
     for (std::size_t i = 0; i < driver_features_.size(); ++i)
         if ((driver_features_[i] & ~description_.features[i]) != 0) return false;

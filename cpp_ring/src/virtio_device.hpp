@@ -114,6 +114,7 @@ class VirtioDevice {
     std::vector<std::uint32_t> writable_before_;
     std::vector<std::uint32_t> hooked_writes_before_;
     std::vector<std::uint32_t> driver_features_;
+    bool unknown_features_ = false;  // the driver set bits in blocks that the device does not have
     std::vector<QueueSetup> queues_;
     std::uint32_t status_ = 0;
     std::uint32_t generation_ = 0;

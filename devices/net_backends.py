@@ -1,0 +1,234 @@
+"""Where the frames of a virtio-net device go to and come from: a tap interface, or a datagram socket.
+
+Both are non-blocking. Frames are Ethernet frames without a check sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Protocol
+
+from devices.errors import DeviceError
+
+# Ethernet header with one VLAN tag, and the largest MTU there is (virtio 1.3 section 5.1.4.1).
+MAX_FRAME = 18 + 65535
+MAX_SOCKET_PATH = 107
+
+_TUN = Path("/dev/net/tun")
+_INTERFACE_NAME = 15
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TAP = 0x0002
+_IFF_NO_PI = 0x1000
+
+
+class NetBackend(Protocol):
+    """One side of a virtual cable."""
+
+    @property
+    def name(self) -> str:
+        """What it is, the same each time: "tap vif1.0"."""
+
+    def check(self) -> None:
+        """Looks whether `open` can succeed. Raises DeviceError."""
+
+    def open(self) -> None:
+        """Raises DeviceError."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+    def fileno(self) -> int:
+        """Readable while `receive` has a frame."""
+
+    def receive(self) -> bytes | None:
+        """The next frame, or None if there is none now. Raises OSError if none will ever come."""
+
+    def send(self, frame: memoryview) -> bool:
+        """False if the frame was dropped. Raises nothing."""
+
+
+class TapBackend:
+    """A tap interface of the host; made by `open` unless it is there. Bringing it up is its owner's business."""
+
+    def __init__(self, interface: str) -> None:
+        if not 0 < len(interface) <= _INTERFACE_NAME or not interface.isascii() or set(interface) & set("/: %\n\t"):
+            raise ValueError(f"tap={interface} is no interface name of 1 to {_INTERFACE_NAME} characters")
+        self._interface = interface
+        self._fd = -1
+
+    @property
+    def name(self) -> str:
+        return f"tap {self._interface}"
+
+    def check(self) -> None:
+        if not os.access(_TUN, os.R_OK | os.W_OK):
+            reason = "not allowed to use it" if _TUN.exists() else "not there; load the module tun"
+            raise DeviceError(f"{self.name}: {_TUN}: {reason}")
+
+    def open(self) -> None:
+        try:
+            self._fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            request = struct.pack("16sH14x", self._interface.encode(), _IFF_TAP | _IFF_NO_PI)
+            fcntl.ioctl(self._fd, _TUNSETIFF, request)
+        except OSError as error:
+            self.close()
+            hint = "in use by another process" if error.errno == errno.EBUSY else (error.strerror or "").lower()
+            raise DeviceError(f"{self.name}: {hint}") from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def receive(self) -> bytes | None:
+        try:
+            return os.read(self._fd, MAX_FRAME + 1)
+        except BlockingIOError:
+            return None
+
+    def send(self, frame: memoryview) -> bool:
+        try:
+            return os.write(self._fd, frame) == len(frame)
+        except OSError:  # the interface is down, or its queue is full
+            return False
+
+
+class SocketBackend:
+    """A datagram socket at `path` that sends to the one at `peer`: a cable without privilege.
+
+    Frames sent while there is no peer are dropped. A socket file that a dead process left at `path` is replaced; one
+    that is in use is not.
+    """
+
+    # A socket takes few datagrams (net.unix.max_dgram_qlen, often 10), so a burst has to wait for the peer to read. A
+    # peer that read nothing for this long is waited for again only after it took a frame.
+    PATIENCE_MS = 5
+
+    def __init__(self, path: Path, peer: Path) -> None:
+        for each in (path, peer):
+            if len(os.fsencode(each)) > MAX_SOCKET_PATH:
+                raise ValueError(f"socket path {each} is longer than {MAX_SOCKET_PATH} bytes")
+        if path == peer:
+            raise ValueError(f"socket and peer are the same path {path}")
+        self._path = path
+        self._peer = peer
+        self._receiver: socket.socket | None = None
+        # Not the receiver: connected, it would hear only this one incarnation of its peer.
+        self._sender: socket.socket | None = None
+        self._congested = False
+
+    @property
+    def name(self) -> str:
+        return f"socket {self._path}"
+
+    def check(self) -> None:
+        directory = self._path.parent
+        if not directory.is_dir():
+            raise DeviceError(f"{self.name}: no directory {directory}")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise DeviceError(f"{self.name}: not allowed to make files in {directory}")
+
+    def open(self) -> None:
+        self._receiver = _datagram_socket()
+        try:
+            self._bind(self._receiver)
+        except BaseException:
+            self._receiver.close()
+            self._receiver = None
+            raise
+
+    def close(self) -> None:
+        self._disconnect()
+        if self._receiver is not None:
+            self._path.unlink(missing_ok=True)
+            self._receiver.close()
+            self._receiver = None
+
+    def fileno(self) -> int:
+        return -1 if self._receiver is None else self._receiver.fileno()
+
+    def receive(self) -> bytes | None:
+        if self._receiver is None:
+            return None
+        try:
+            return self._receiver.recv(MAX_FRAME + 1)
+        except BlockingIOError:
+            return None
+
+    def send(self, frame: memoryview) -> bool:
+        # Twice: the peer may have restarted since the last frame, and what we are connected to is gone.
+        return self._send_connected(frame) or (self._sender is None and self._send_connected(frame))
+
+    def _send_connected(self, frame: memoryview) -> bool:
+        try:
+            if self._sender is None:
+                sender = _datagram_socket()
+                try:
+                    sender.connect(os.fspath(self._peer))
+                except OSError:
+                    sender.close()
+                    return False
+                self._sender = sender
+            return self._send_or_wait(self._sender, frame)
+        except OSError:
+            self._disconnect()
+            return False
+
+    def _send_or_wait(self, sender: socket.socket, frame: memoryview) -> bool:
+        for attempt in range(2):
+            try:
+                sender.send(frame)
+            except BlockingIOError:
+                if attempt or self._congested:
+                    return False
+                poll = select.poll()
+                poll.register(sender, select.POLLOUT)
+                self._congested = not poll.poll(self.PATIENCE_MS)
+            else:
+                self._congested = False
+                return True
+        return False
+
+    def _disconnect(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        self._congested = False
+
+    def _bind(self, receiver: socket.socket) -> None:
+        path = os.fspath(self._path)
+        try:
+            if self._left_over():
+                self._path.unlink(missing_ok=True)
+            receiver.bind(path)
+        except OSError as error:
+            reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
+            raise DeviceError(f"{self.name}: {reason}") from error
+
+    def _left_over(self) -> bool:
+        """Whether there is a socket at the path that nobody has open."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(self._path.lstat().st_mode):
+                return False
+            with _datagram_socket() as probe:
+                try:
+                    probe.connect(os.fspath(self._path))
+                except ConnectionRefusedError:
+                    return True
+        return False
+
+
+def _datagram_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -1,0 +1,1 @@
+"""The device emulator process: one per domain (design: docs/design)."""

@@ -1,0 +1,109 @@
+"""The backend's directory of one device in the store: what the toolstack wants, and what we report."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cpp_ring.store import Store, StoreError, Transaction
+from emulator.frontend_nodes import PROTOCOL_VERSION, NodeError, read_state
+from emulator.store_paths import State, backend_dir, frontend_dir
+
+MAX_ERROR_LENGTH: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What the frontend may know of a device before it connects."""
+
+    name: str
+    device_id: int
+    max_queues: int
+
+
+class BackendNodes:
+    """Device `devid` that `backend` serves to `frontend`. Methods raise StoreError."""
+
+    def __init__(self, store: Store, backend: int, frontend: int, devid: int) -> None:
+        self._store = store
+        self._owner = f"n{backend}"
+        self.directory = backend_dir(backend, frontend, devid)
+        self.frontend_directory = frontend_dir(frontend, devid)
+
+    def exists(self) -> bool:
+        return self.read("frontend-id") is not None
+
+    def read(self, node: str) -> str | None:
+        return self._store.read_optional(f"{self.directory}/{node}")
+
+    def state(self) -> State:
+        """What the last emulator left; UNKNOWN if that is nonsense."""
+        try:
+            return read_state(self._store, self.directory)
+        except NodeError:
+            return State.UNKNOWN
+
+    def write_state(self, state: State) -> None:
+        self._change(lambda nodes: nodes.write(f"{self.directory}/state", str(int(state))))
+
+    def write_error(self, error: str | None, *, private: bool = False, state: State | None = None) -> None:
+        """The reason the device is closed, or None when there is none any more; with it, in one step, the state.
+
+        `private`: the reason names things of the host, which are none of the guest's business.
+        """
+
+        def change(nodes: Transaction) -> None:
+            self._set_error(nodes, error, private)
+            if state is not None:
+                nodes.write(f"{self.directory}/state", str(int(state)))
+
+        self._change(change)
+
+    def write_description(self, built: Built) -> None:
+        """What the frontend needs to know before it connects."""
+        values = {"versions": PROTOCOL_VERSION, "device-id": built.device_id, "max-queues": built.max_queues}
+
+        def change(nodes: Transaction) -> None:
+            for name, value in values.items():
+                nodes.write(f"{self.directory}/{name}", str(value))
+
+        self._change(change)
+
+    def finish_update(self, error: str | None, spec: str | None) -> None:
+        """The update is done, or refused with a reason. `spec`: what to build from here on."""
+
+        def change(nodes: Transaction) -> None:
+            nodes.rm(f"{self.directory}/update")
+            self._set_error(nodes, f"update {error}" if error else None, private=True)
+            if spec is not None:
+                nodes.write(f"{self.directory}/spec", spec)
+
+        self._change(change)
+
+    def remove(self) -> None:
+        """Removes both directories; ours last, so that a removal cut short is finished by whoever comes next."""
+        for directory in (self.frontend_directory, self.directory):
+            try:
+                self._store.rm(directory)
+            except StoreError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+
+    def _set_error(self, nodes: Transaction, error: str | None, private: bool) -> None:
+        path = f"{self.directory}/error"
+        nodes.rm(path)
+        if error:
+            nodes.write(path, error.encode(errors="replace")[:MAX_ERROR_LENGTH])
+            if private:
+                nodes.set_perms(path, [self._owner])
+
+    def _change(self, change: Callable[[Transaction], None]) -> None:
+        """Changes nodes, unless the toolstack removed the directory: a write would bring a part of it back."""
+
+        def guarded(nodes: Transaction) -> None:
+            if nodes.read_optional(f"{self.directory}/frontend-id") is not None:
+                change(nodes)
+
+        self._store.transact(guarded)

@@ -1,0 +1,109 @@
+"""`virtio-dm bench`: runs it, prints the table, writes the files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from emulator.bench.rows import LIMIT, Row, human, targets
+from emulator.bench.run import machine_line, run
+from emulator.exit_codes import ExitCode, Failure
+from emulator.guest_process import GuestFailed
+
+
+def _writable(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not value.resolve().parent.is_dir():
+        raise click.BadParameter(f"there is no directory {str(value.resolve().parent)!r} to write it to")
+    return value
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+
+
+@click.command("bench")
+@click.option("--json", "json_path", type=_FILE, callback=_writable, metavar="FILE", help="Write the rows as JSON.")
+@click.option(
+    "--plot", "plot_path", type=_FILE, callback=_writable, metavar="FILE.svg", help="Write the latency CDF of each row."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1000, 100_000_000),
+    default=200_000,
+    show_default=True,
+    help="Samples of each fast row; slow rows take fewer.",
+)
+def command(json_path: Path | None, plot_path: Path | None, count: int) -> ExitCode:
+    """Measure round trips of the config ring, the machine's limit, and what one would use instead.
+
+    The two sides of each row run in two processes on two cores; rows take turns in ten rounds. Nothing else should
+    run meanwhile. Figures are nanoseconds from request to answer, but for memory.
+    """
+    if plot_path is not None:
+        _require_matplotlib()
+    console = Console()
+    try:
+        with _progress(console) as progress:
+            rows = run(count, progress)
+    except (GuestFailed, RuntimeError, OSError) as error:
+        raise Failure(ExitCode.INTERNAL, f"the bench failed: {error}") from error
+    machine = machine_line()
+    print_table(console, rows, machine)
+    if json_path is not None:
+        limit = rows[LIMIT]
+        result = {"machine": machine, "rows": [row.as_json(limit) for row in rows.values()]}
+        json_path.write_text(json.dumps(result, indent=1) + "\n")
+    if plot_path is not None:
+        from emulator.bench.plot import plot
+
+        plot(rows.values(), plot_path)
+    return ExitCode.OK
+
+
+def print_table(console: Console, rows: dict[str, Row], machine: dict[str, str | int]) -> None:
+    """The rows, and under them what they say about the targets."""
+    table = Table(title=", ".join(f"{key} {value}" for key, value in machine.items()), title_justify="left")
+    table.add_column("row")
+    for name in ("p50", "p99", "p99.9", "min", "x limit", "count"):
+        table.add_column(name, justify="right")
+    limit = rows[LIMIT]
+    for row in rows.values():
+        ratio = row.ratio(limit)
+        figures = (row.percentile(50), row.percentile(99), row.percentile(99.9), row.recorder.min)
+        table.add_row(
+            row.name,
+            *(human(figure, row.unit) for figure in figures),
+            "" if ratio is None else f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}",
+            str(row.recorder.count),
+        )
+    console.print(table)
+    for target in targets(rows):
+        sign = ">=" if target.at_least else "<="
+        verdict = "[green]reached[/]" if target.met else "[red]missed[/]"
+        console.print(f"{target.text}: {target.measured:.2f} (target {sign} {target.bound:g}) {verdict}")
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Callable[[float, str], None]]:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("bench", total=1.0)
+
+        def show(share: float, what: str) -> None:
+            bar.update(task, completed=share, description=what)
+
+        yield show
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise Failure(
+            ExitCode.NOT_INSTALLED, "--plot needs matplotlib; `pip install 'virtio-dm[plot]'` installs it"
+        ) from error

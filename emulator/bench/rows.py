@@ -1,0 +1,94 @@
+"""The rows of the bench: what was measured, as a table, as JSON and against the targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpp_ring import LatencyRecorder
+
+LIMIT = "limit.cache-line"
+
+
+@dataclass(slots=True)
+class Row:
+    """One measured thing. `recorder` holds nanoseconds, or bytes for a memory row."""
+
+    name: str
+    unit: str = "ns"
+    recorder: LatencyRecorder = field(default_factory=LatencyRecorder)
+
+    def percentile(self, percent: float) -> int:
+        return self.recorder.percentile(percent)
+
+    def as_json(self, limit: Row) -> dict[str, Any]:
+        """The row as documented in the README; `ratio` is None for rows that are no time."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "count": self.recorder.count,
+            "min": self.recorder.min,
+            "p50": self.percentile(50),
+            "p99": self.percentile(99),
+            "p99.9": self.percentile(99.9),
+            "ratio": self.ratio(limit),
+        }
+
+    def ratio(self, limit: Row) -> float | None:
+        base = limit.percentile(50)
+        return round(self.percentile(50) / base, 3) if self.unit == "ns" and base else None
+
+
+def human(value: int, unit: str) -> str:
+    """12 345 ns as "12.3 us", 1 048 576 bytes as "1.0 MB"."""
+    step, names = (1000.0, ("ns", "us", "ms", "s")) if unit == "ns" else (1e3, ("B", "kB", "MB", "GB"))
+    number = float(value)
+    for name in names[:-1]:
+        if number < step:
+            break
+        number /= step
+    else:
+        name = names[-1]
+    return f"{number:.0f} {name}" if number >= 100 or name in ("ns", "B") else f"{number:.1f} {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A promise about p50s of one run."""
+
+    text: str
+    measured: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+
+def targets(rows: dict[str, Row]) -> list[Target]:
+    """What this run says about each target whose rows were measured."""
+
+    def p50(name: str) -> float:
+        return float(rows[name].percentile(50))
+
+    def present(*names: str) -> bool:
+        return all(name in rows and rows[name].recorder.count for name in names)
+
+    result: list[Target] = []
+    if present("config.get", LIMIT):
+        result.append(Target(f"config.get / {LIMIT}", p50("config.get") / p50(LIMIT), 1.25))
+    if present("config.get.256", LIMIT):
+        result.append(Target(f"config.get.256 / {LIMIT}", p50("config.get.256") / p50(LIMIT), 1.8))
+    if present("config.set.python", "config.get"):
+        result.append(Target("config.set.python - config.get, us", (p50("config.set.python") - p50("config.get")) / 1e3, 1.5))
+    if present("config.get.asleep", "peer.eventfd"):
+        result.append(Target("config.get.asleep / peer.eventfd", p50("config.get.asleep") / p50("peer.eventfd"), 1.3))
+    for peer in ("peer.unix-socket", "peer.vhost-user"):
+        if present(peer, "config.get"):
+            result.append(Target(f"{peer} / config.get", p50(peer) / p50("config.get"), 50, at_least=True))
+    if present("emulator.start"):
+        result.append(Target("emulator.start, ms", p50("emulator.start") / 1e6, 250))
+    if present("emulator.pss"):
+        result.append(Target("emulator.pss, MB", p50("emulator.pss") / 1e6, 20))
+    return result

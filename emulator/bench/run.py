@@ -1,0 +1,119 @@
+"""One run of the bench: every row in turn, in rounds, because the machine itself drifts from minute to minute."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpp_ring import LatencyRecorder, pin_thread
+from emulator.bench import device, peers, vhost_user
+from emulator.bench.rows import LIMIT, Row
+from emulator.bench.site import Site, measure_pss, measure_start, open_site
+
+ROUNDS = 10
+DISK_BYTES = 8 << 20
+BENCH_DOMAIN, START_DOMAIN, PSS_DOMAINS = 1, 2, range(3, 13)
+BENCH_DEVICE, BLK_DEVICE = 0, 1
+
+Measure = Callable[[int, LatencyRecorder], None]
+
+
+@dataclass(slots=True)
+class Measured:
+    """A row and how to add to it. `divisor`: it takes `count / divisor` samples."""
+
+    row: Row
+    divisor: int
+    measure: Measure
+
+
+def machine_line() -> dict[str, str | int]:
+    """What the figures of a run depend on."""
+    model = "unknown"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                model = line.split(":", 1)[1].strip()
+                break
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 1,
+        "arch": platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "hypervisor": "local",
+    }
+
+
+def run(count: int, progress: Callable[[float, str], None]) -> dict[str, Row]:
+    """Measures every row; the fast ones take `count` samples. `progress` gets the share done and what comes next.
+
+    Raises OSError, RuntimeError, TimeoutError, GuestFailed, Failure.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise RuntimeError("the bench needs two cores: one for the backend, one for the frontend")
+    client, server = cpus[0], cpus[1]
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cpus)
+        pin_thread(client)
+        site = stack.enter_context(open_site(server, client))
+        table = list(_measured(site, stack))
+        for turn in range(ROUNDS):
+            for number, entry in enumerate(table):
+                progress(0.8 * (turn + number / len(table)) / ROUNDS, entry.row.name)
+                entry.measure(max(1, count // entry.divisor // ROUNDS), entry.row.recorder)
+        rows = {entry.row.name: entry.row for entry in table}
+        start, pss = Row("emulator.start"), Row("emulator.pss", "bytes")
+        progress(0.8, start.name)
+        measure_start(site, START_DOMAIN, 10, start.recorder)
+        progress(0.9, pss.name)
+        measure_pss(site, PSS_DOMAINS, pss.recorder)
+        return rows | {start.name: start, pss.name: pss}
+
+
+def _measured(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
+    server = site.server_cpu
+    limit = stack.enter_context(peers.ping_pong(server, asleep=False))
+    yield Measured(Row(LIMIT), 1, limit.measure)
+    yield from _config_rows(site, stack)
+    eventfd = stack.enter_context(peers.ping_pong(server, asleep=True))
+    yield Measured(Row("peer.eventfd"), 100, eventfd.measure)
+    yield Measured(Row("peer.unix-socket"), 40, stack.enter_context(peers.unix_socket(server)).measure)
+    yield Measured(Row("peer.pipe"), 40, stack.enter_context(peers.pipe(server)).measure)
+    if vhost_user.installed():
+        yield Measured(Row("peer.vhost-user"), 40, stack.enter_context(vhost_user.vhost_user(server)).measure)
+
+
+def _config_rows(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
+    disk = site.directory / "disk.img"
+    disk.write_bytes(os.urandom(DISK_BYTES))
+    site.attach(BENCH_DOMAIN, f"{Path(device.__file__).resolve()}:Bench")
+    site.attach(BENCH_DOMAIN, f"blk,path={disk}")
+    process = stack.enter_context(site.emulator(BENCH_DOMAIN))
+    site.await_backend(process, BENCH_DOMAIN, BLK_DEVICE)
+    guest = stack.enter_context(site.guest(BENCH_DOMAIN))
+    guest.request("connect", dev=BENCH_DEVICE)
+    guest.request("connect", dev=BLK_DEVICE)
+
+    def row(name: str, divisor: int, op: str, dev: int = BENCH_DEVICE, **parameters: object) -> Measured:
+        def measure(count: int, recorder: LatencyRecorder) -> None:
+            # Awake first: the backend's spin budget may have passed since its last turn.
+            if "idle" not in parameters:
+                guest.request(op, dev=dev, count=min(count, 10), **parameters)
+            recorder.merge(guest.measure(op, dev=dev, count=count, **parameters))
+
+        return Measured(Row(name), divisor, measure)
+
+    plain = {"offset": device.PLAIN_OFFSET, "size": 4}
+    yield row("config.get", 1, "measure_config_get", **plain)
+    yield row("config.get.256", 1, "measure_config_get", offset=device.PLAIN_OFFSET, size=256)
+    yield row("config.set.python", 2, "measure_config_set", offset=device.SET_OFFSET, data="01000000")
+    yield row("config.get.python", 2, "measure_config_get", offset=device.COMPUTED_OFFSET, size=4)
+    yield row("config.get.asleep", 100, "measure_config_get", **plain, idle=True)
+    yield row("probe.blk", 1000, "measure_probe", dev=BLK_DEVICE)
+    yield row("blk.read.4k", 20, "measure_blk_read", dev=BLK_DEVICE)

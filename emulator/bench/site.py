@@ -1,0 +1,125 @@
+"""Where the bench runs: a local machine of its own in a temporary directory, emulators on one core, guests on another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cpp_ring import LatencyRecorder
+from cpp_ring.store import Store
+from emulator import local, toolstack
+from emulator.guest_process import GuestProcess
+from emulator.machine import Machine, open_machine, parse_hypervisor
+from emulator.spec import parse
+from emulator.store_paths import State, backend_dir
+
+START_SECONDS = 20.0
+HYPERVISOR = "local:bench"
+
+
+class Site:
+    """A local machine with one core for backends and one for everything that waits for them."""
+
+    def __init__(self, machine: Machine, store: Store, directory: Path, server_cpu: int, client_cpu: int) -> None:
+        self._machine = machine
+        self._store = store
+        self.directory = directory
+        self.server_cpu = server_cpu
+        self.client_cpu = client_cpu
+
+    def attach(self, domid: int, spec: str) -> int:
+        return toolstack.attach(self._store, self._machine.backend, domid, parse(spec))
+
+    @contextlib.contextmanager
+    def emulator(self, domid: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A running `virtio-dm run` for the domain; terminated at the end."""
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "emulator", "run", "--domid", str(domid), "--hypervisor", HYPERVISOR],
+            stdin=subprocess.DEVNULL,
+        )
+        # Before it has threads; they inherit it.
+        os.sched_setaffinity(process.pid, {self.server_cpu})
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def guest(self, domid: int) -> GuestProcess:
+        return GuestProcess(HYPERVISOR, domid, cpu=self.client_cpu)
+
+    def await_backend(self, process: subprocess.Popen[bytes], domid: int, devid: int) -> None:
+        """Returns once the emulator offers the device. Raises TimeoutError."""
+        path = backend_dir(self._machine.backend, domid, devid) + "/state"
+        deadline = time.monotonic() + START_SECONDS
+        while self._store.read_optional(path) != str(int(State.INIT_WAIT)):
+            if process.poll() is not None:
+                raise RuntimeError(f"the emulator of domain {domid} ended with code {process.returncode}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the emulator of domain {domid} was not ready in {START_SECONDS:g} s")
+            time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def open_site(server_cpu: int, client_cpu: int) -> Iterator[Site]:
+    """Makes the machine; stops its broker and removes every trace at the end."""
+    before = os.environ.get("VIRTIO_DM_RUNTIME_DIR")
+    with tempfile.TemporaryDirectory(prefix="virtio-dm-") as name:
+        # Read by the broker, the emulators and the guests, all of them children of ours.
+        os.environ["VIRTIO_DM_RUNTIME_DIR"] = name
+        try:
+            machine = open_machine(parse_hypervisor(HYPERVISOR))
+            try:
+                with machine.open_store() as store:
+                    yield Site(machine, store, Path(name), server_cpu, client_cpu)
+            finally:
+                local.stop("bench")
+        finally:
+            if before is None:
+                del os.environ["VIRTIO_DM_RUNTIME_DIR"]
+            else:
+                os.environ["VIRTIO_DM_RUNTIME_DIR"] = before
+
+
+def measure_start(site: Site, domid: int, count: int, recorder: LatencyRecorder) -> None:
+    """From the start of the emulator's process to the end of a guest's first probe, `count` times."""
+    devid = site.attach(domid, "rng")
+    for _ in range(count):
+        with site.guest(domid) as guest:
+            start = time.perf_counter_ns()
+            with site.emulator(domid) as process:
+                site.await_backend(process, domid, devid)
+                guest.request("connect", dev=devid)
+                recorder.record(time.perf_counter_ns() - start)
+                guest.request("close", dev=devid)
+
+
+def measure_pss(site: Site, domids: range, recorder: LatencyRecorder) -> None:
+    """Proportional set size in bytes of each emulator, all of `domids` running at once with an entropy device."""
+    with contextlib.ExitStack() as running:
+        processes = []
+        for domid in domids:
+            if domid not in local.domains("bench"):
+                local.create_domain("bench", domid)
+            devid = site.attach(domid, "rng")
+            process = running.enter_context(site.emulator(domid))
+            processes.append((process, domid, devid))
+        for process, domid, devid in processes:
+            site.await_backend(process, domid, devid)
+        for process, _, _ in processes:
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            found = re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE)
+            if found is None:
+                raise RuntimeError("the kernel gives no Pss in smaps_rollup")
+            recorder.record(int(found[1]) * 1024)

@@ -1,0 +1,1 @@
+"""The commands of `virtio-dm`, one module each."""

@@ -1,0 +1,68 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from emulator.exit_codes import ExitCode, Failure
+from emulator.machine import LAST_DOMID, HypervisorName, Machine, open_machine, parse_hypervisor
+from emulator.poll import parse_poll
+from emulator.spec import Spec, SpecError, parse
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def converted(convert: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, str | None], object]:
+    """A callback for an option: its text by way of `convert`, whose ValueError is a wrong argument."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> object:
+        try:
+            return None if value is None else convert(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return callback
+
+
+def hypervisor(function: Function) -> Function:
+    """`--hypervisor`, handed over as `hypervisor: HypervisorName | None`."""
+    return click.option(
+        "--hypervisor",
+        metavar="xen|local[:NAME]",
+        callback=converted(parse_hypervisor),
+        envvar="VIRTIO_DM_HYPERVISOR",
+        show_envvar=True,
+        help="Where the domains are: Xen, or the local machine of that NAME, whose broker is started on demand.",
+        show_default="xen if this is a Xen host, else local:default",
+    )(function)
+
+
+def poll_us(text: str) -> Callable[[Function], Function]:
+    """`--poll-us`, handed over as `poll_us: float | None`. `text` is its help."""
+    return click.option("--poll-us", metavar="N|always", callback=converted(parse_poll), help=text, show_default="50")
+
+
+def domid(function: Function) -> Function:
+    """The argument DOMID."""
+    return click.argument("domid", type=click.IntRange(1, LAST_DOMID), metavar="DOMID")(function)
+
+
+def devid(function: Function) -> Function:
+    """The argument DEVID."""
+    return click.argument("devid", type=click.IntRange(0, 65535), metavar="DEVID")(function)
+
+
+def machine_of(name: HypervisorName | None) -> Machine:
+    """The machine of `--hypervisor`, its default included. Raises Failure."""
+    return open_machine(name or parse_hypervisor(None))
+
+
+def parse_spec(text: str) -> Spec:
+    """A specification from the command line. Raises Failure BAD_DEVICE."""
+    try:
+        return parse(text)
+    except SpecError as error:
+        raise Failure(ExitCode.BAD_DEVICE, str(error)) from error

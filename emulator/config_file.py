@@ -1,0 +1,88 @@
+"""The configuration file of `virtio-dm run --config`.
+
+domid = 1
+hypervisor = "local"
+poll-us = 50
+
+[[device]]
+model = "blk"
+path = "disk.img"
+readonly = true
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emulator.exit_codes import ExitCode, Failure
+from emulator.machine import LAST_DOMID, HypervisorName, parse_hypervisor
+from emulator.poll import parse_poll
+from emulator.spec import Spec, SpecError, parse
+
+RUN_KEYS = ("domid", "hypervisor", "poll-us", "device")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """What the file says; None where it says nothing."""
+
+    domid: int | None = None
+    hypervisor: HypervisorName | None = None
+    spin_us: float | None = None
+    devices: tuple[Spec, ...] = ()
+
+
+def read(path: Path) -> RunFile:
+    """Reads and checks the file. Raises Failure MISSING_FILE, USAGE, BAD_DEVICE."""
+    import tomllib
+
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise Failure(ExitCode.MISSING_FILE, f"cannot read {path}: {(error.strerror or '').lower()}") from error
+    except ValueError as error:
+        raise Failure(ExitCode.USAGE, f"{path}: not TOML: {error}") from error
+    for key in content:
+        if key not in RUN_KEYS:
+            raise Failure(ExitCode.USAGE, f"{path}: no key {key!r}; known: {', '.join(RUN_KEYS)}")
+    try:
+        return RunFile(
+            domid=_domid(content.get("domid")),
+            hypervisor=parse_hypervisor(_text(content["hypervisor"])) if "hypervisor" in content else None,
+            spin_us=parse_poll(_text(content["poll-us"])) if "poll-us" in content else None,
+            devices=_devices(content.get("device", [])),
+        )
+    except SpecError as error:
+        raise Failure(ExitCode.BAD_DEVICE, f"{path}: {error}") from error
+    except ValueError as error:
+        raise Failure(ExitCode.USAGE, f"{path}: {error}") from error
+
+
+def _domid(value: object) -> int | None:
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LAST_DOMID):
+        raise ValueError(f"domid = {value!r} is not a number from 1 to {LAST_DOMID}")
+    return value
+
+
+def _devices(tables: object) -> tuple[Spec, ...]:
+    if not isinstance(tables, list) or not all(isinstance(entry, dict) for entry in tables):
+        raise SpecError("devices are written as [[device]] tables")
+    return tuple(map(_device, tables))
+
+
+def _device(entry: dict[str, object]) -> Spec:
+    model = entry.get("model")
+    if not isinstance(model, str):
+        raise SpecError('a [[device]] table needs a model, as in model = "blk"')
+    options = tuple((key.replace("-", "_"), _text(value)) for key, value in entry.items() if key != "model")
+    return parse(str(Spec(model, options)))  # by the rules of the command line
+
+
+def _text(value: object) -> str:
+    """A TOML value as the command line would have it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | str):
+        return str(value)
+    raise SpecError(f"{value!r} is not a string, a number or a truth value")

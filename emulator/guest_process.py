@@ -1,0 +1,92 @@
+"""A guest in a process of its own: `python -m guest ... agent`, told what to do in JSON lines."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from cpp_ring import LatencyRecorder
+
+
+class GuestFailed(Exception):
+    """The guest could not do what it was told; the text is the guest's."""
+
+
+class GuestProcess:
+    """A domain's guest. Commands and answers are those of `guest.agent`."""
+
+    def __init__(self, hypervisor: str, domid: int, *, cpu: int | None = None) -> None:
+        """`hypervisor` as on the command line; `cpu`: pins the guest there."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "guest", "--hypervisor", hypervisor, "--domid", str(domid), "agent"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._buffer = bytearray()
+        if cpu is not None:
+            self.request("pin", cpu=cpu)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def request(self, op: str, *, answer_within: float = 60.0, **parameters: Any) -> dict[str, Any]:
+        """One command, one answer. Raises GuestFailed: refused, no answer in `answer_within` seconds, or the end."""
+        line = json.dumps({"op": op, **parameters}) + "\n"
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode())
+        except BrokenPipeError as error:
+            raise GuestFailed(f"the guest ended before {op}") from error
+        answer = json.loads(self._line(op, answer_within))
+        if not answer.pop("ok"):
+            raise GuestFailed(f"{op}: {answer['error']}")
+        return dict(answer)
+
+    def measure(self, op: str, **parameters: Any) -> LatencyRecorder:
+        """As `request`, for one of the measure operations."""
+        return LatencyRecorder.from_bytes(base64.b64decode(self.request(op, **parameters)["recorder"]))
+
+    def close(self) -> None:
+        """Ends the guest in order: its devices are closed. Idempotent."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> GuestProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _line(self, op: str, answer_within: float) -> bytes:
+        assert self._process.stdout is not None
+        out = self._process.stdout.fileno()
+        deadline = time.monotonic() + answer_within
+        while b"\n" not in self._buffer:
+            if not select.select([out], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise GuestFailed(f"{op}: no answer from the guest in {answer_within:g} s")
+            data = os.read(out, 1 << 20)
+            if not data:
+                raise GuestFailed(f"{op}: the guest ended")
+            self._buffer += data
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer = bytearray(rest)
+        return line
+

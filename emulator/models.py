@@ -1,0 +1,57 @@
+"""From a specification to a device model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from devices import options, registry
+from devices.device import Device
+from devices.errors import DeviceError, OptionError
+from emulator.exit_codes import ExitCode, Failure
+from emulator.spec import Spec
+
+
+def build(spec: Spec) -> Device:
+    """The model, with nothing opened. Raises OptionError, one line, whatever the model's code raised."""
+    device_class = registry.load(spec.model)
+    try:
+        return options.build(device_class, dict(spec.options))
+    except OptionError:
+        raise
+    except Exception as error:
+        raise OptionError(f"{spec.model}: {type(error).__name__}: {error}") from error
+
+
+def validate(spec: Spec) -> Spec:
+    """Builds the model and asks it whether it can be opened; returns the specification with absolute paths.
+
+    Raises Failure BAD_DEVICE, MISSING_FILE.
+    """
+    spec = absolute(spec)
+    try:
+        build(spec).check()
+    except OptionError as error:
+        raise Failure(ExitCode.BAD_DEVICE, str(error)) from error
+    except DeviceError as error:
+        raise Failure(ExitCode.MISSING_FILE, str(error)) from error
+    except Exception as error:
+        raise Failure(ExitCode.BAD_DEVICE, f"{spec.model}: check failed: {type(error).__name__}: {error}") from error
+    return spec
+
+
+def absolute(spec: Spec) -> Spec:
+    """The same, independent of the working directory: who builds the device later is another process."""
+    path, colon, class_name = spec.model.rpartition(":")
+    model = f"{Path(path).absolute()}:{class_name}" if colon and path else spec.model
+    try:
+        device_class = registry.load(model)
+        initialiser = device_class.__init__
+        hints = {} if initialiser is Device.__init__ else get_type_hints(initialiser)
+    except (OptionError, NameError, TypeError):
+        return Spec(model, spec.options)  # `build` says what is wrong with it
+    paths = {name for name, hint in hints.items() if hint is Path or Path in get_args(hint)}
+    return Spec(
+        model,
+        tuple((key, str(Path(value).absolute()) if key in paths and value else value) for key, value in spec.options),
+    )

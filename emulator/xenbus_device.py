@@ -1,0 +1,361 @@
+"""One device's xenbus life, backend side: docs/protocol.md section 4. Runs in the main thread and never waits."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, ClassVar
+
+from cpp_ring.store import Store, StoreError
+from emulator.backend_nodes import BackendNodes, Built
+from emulator.device_thread import DeviceThread
+from emulator.frontend_nodes import NodeError, read_channel, read_state
+from emulator.loop import EventLoop, Timer
+from emulator.store_paths import State
+
+if TYPE_CHECKING:
+    from cpp_ring import Hypervisor
+
+PATIENCE_SECONDS = 5.0
+ERROR_NODE_SECONDS = 1.0
+NEEDS_RESET = 64
+STORE_GONE = (errno.ETIMEDOUT, errno.ECONNRESET, errno.EPROTO, errno.ENOTCONN, errno.EPIPE)
+
+
+class Phase(Enum):
+    """What a device waits for."""
+
+    BUILDING = auto()  # its thread, to build the model
+    FAILED = auto()  # another spec: the model could not be built
+    WAITING = auto()  # the frontend, to offer its pages
+    CONNECTING = auto()  # its thread, to map them
+    CONNECTED = auto()
+    CLOSING = auto()  # the frontend, to follow into Closed
+    DISCONNECTING = auto()  # its thread, to unmap everything
+    CLOSED = auto()  # the frontend, to start afresh
+    FINISHING = auto()  # its thread, to close the model
+    GONE = auto()
+
+
+class XenbusDevice:
+    """The backend of device `devid` of `frontend`. `gone` is called when it has ended.
+
+    `step` looks at the store and does what is due; whoever sees a change calls it, through `handle`.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        store: Store,
+        hypervisor: Hypervisor,
+        *,
+        backend: int,
+        frontend: int,
+        devid: int,
+        spin_us: float,
+        gone: Callable[[XenbusDevice], None],
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._gone = gone
+        self.devid = devid
+        self.log = logging.getLogger(f"virtio-dm domain {frontend} device {devid}")
+        self.phase = Phase.BUILDING
+        self._nodes = BackendNodes(store, backend, frontend, devid)
+        self._queues = 0
+        self._after: Callable[[], None] = self._to_wait  # once disconnected, or finished
+        self._fresh = False  # whether the frontend's Initialised, should we see it, is meant for the next connection
+        self._frontend_connected = False
+        self._patience: Timer | None = None
+        self._error_timer: Timer | None = None
+        self._seen_error = (0, 0)
+        self._updating = False
+        self._remove_at_end = False
+        # A frontend that is Initialised waits for us, unless an emulator before us was connected to what it offers.
+        self._found_fresh = self._nodes.state() <= State.INIT_WAIT
+        self._spec = self._nodes.read("spec") or ""
+        self._nodes.write_state(State.INITIALISING)
+        self._thread = DeviceThread(hypervisor, frontend, spin_us, self.log, _Relay(loop, self))
+        self._thread.build(self._spec)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its thread still runs."""
+        return self._thread.alive
+
+    def handle(self, callback: Callable[[], None]) -> None:
+        """Runs `callback`; what goes wrong in it stays with this device, unless the store is gone (StoreError)."""
+        try:
+            callback()
+        except StoreError as error:
+            if error.errno in STORE_GONE:
+                raise
+            self.log.error("the store refused: %s", error)
+        except Exception:
+            self.log.exception("failed in phase %s", self.phase.name)
+
+    # ---- What the store says ------------------------------------------------------------------------------------
+
+    def frontend_changed(self) -> None:
+        """The frontend's state node was written."""
+        self._fresh = True
+
+    def step(self) -> None:
+        """Brings the device to where the store wants it."""
+        if self.phase in (Phase.FINISHING, Phase.GONE):
+            return
+        if not self._nodes.exists():
+            self._end()  # the domain's end: the toolstack removed the directory
+            return
+        if self._nodes.read("online") == "0" and self.phase is not Phase.CLOSING:
+            self.unplug()
+        self._rebuild_or_update()
+        handler = self._ON_FRONTEND.get(self.phase)
+        if handler is None:
+            return
+        try:
+            state = read_state(self._store, self._nodes.frontend_directory)
+        except NodeError as error:
+            if self.phase is not Phase.CLOSED:
+                self._refuse(f"store {error}")
+            return
+        handler(self, state)
+
+    def _rebuild_or_update(self) -> None:
+        if self.phase is Phase.FAILED and (spec := self._nodes.read("spec") or "") != self._spec:
+            self._spec = spec
+            self.phase = Phase.BUILDING
+            self._thread.build(spec)
+        if self._updating or self.phase in (Phase.BUILDING, Phase.FINISHING):
+            return
+        text = self._nodes.read("update")
+        if text is not None:
+            self._updating = True
+            self._thread.update(text)
+
+    def _waiting(self, state: State) -> None:
+        if state is State.INITIALISED and self._fresh:
+            try:
+                channel = read_channel(self._store, self._nodes.frontend_directory, self._queues)
+            except NodeError as error:
+                self._refuse(f"store {error}")
+                return
+            self.phase = Phase.CONNECTING
+            self._thread.serve(channel)
+        elif state is State.CLOSING:
+            self._to_closed()
+
+    def _connected(self, state: State) -> None:
+        if state is State.CONNECTED:
+            self._frontend_connected = True
+        elif state is State.CLOSING:
+            self._to_closing()
+        elif state is State.CLOSED:
+            self._disconnect(self._to_closed)
+        elif state is not State.INITIALISED or self._frontend_connected:
+            self._disconnect(self._to_wait)  # another kernel, or none
+
+    def _closing(self, state: State) -> None:
+        if state in (State.CLOSED, State.UNKNOWN, State.INITIALISING):
+            self._followed()
+
+    def _closed(self, state: State) -> None:
+        if state in (State.INITIALISING, State.UNKNOWN):
+            self._to_wait()
+
+    _ON_FRONTEND: ClassVar[dict[Phase, Callable[[XenbusDevice, State], None]]] = {
+        Phase.WAITING: _waiting,
+        Phase.CONNECTED: _connected,
+        Phase.CLOSING: _closing,
+        Phase.CLOSED: _closed,
+    }
+
+    # ---- Ways through the states --------------------------------------------------------------------------------
+
+    def unplug(self) -> None:
+        """Takes the device away for good, the frontend being given time to follow."""
+        self._remove_at_end = True
+        if self.phase is Phase.CONNECTED:
+            self._to_closing()
+        elif self.phase not in (Phase.CLOSING, Phase.FINISHING, Phase.GONE):
+            self._end(self._leave_nothing)
+
+    def suspend(self) -> None:
+        """Leaves the device in the store for the next emulator; an unplug that is on its way goes on."""
+        unplugging = self.phase is Phase.CLOSING and self._remove_at_end
+        if not unplugging and self.phase not in (Phase.FINISHING, Phase.GONE):
+            self._end(lambda: self._nodes.write_state(State.INITIALISING))
+
+    def abandon(self) -> None:
+        """The process ends although the thread does not: keeps the store's promises."""
+        if self._remove_at_end:
+            self._leave_nothing()
+
+    def _to_wait(self, fresh: bool = False) -> None:
+        self._fresh = fresh  # else the frontend has to see this state first
+        self.phase = Phase.WAITING
+        self._nodes.write_error(None, state=State.INIT_WAIT)
+
+    def _to_closing(self) -> None:
+        self.phase = Phase.CLOSING
+        self._nodes.write_state(State.CLOSING)
+        self._patience = self._loop.call_later(PATIENCE_SECONDS, lambda: self.handle(self._not_followed))
+
+    def _not_followed(self) -> None:
+        if self.phase is Phase.CLOSING:
+            self.log.warning("the guest did not let go of the device in %g s; it is taken away", PATIENCE_SECONDS)
+            self._followed()
+
+    def _followed(self) -> None:
+        if self._remove_at_end:
+            self._end(self._leave_nothing)
+        else:
+            self._disconnect(self._to_closed)
+
+    def _to_closed(self) -> None:
+        self.phase = Phase.CLOSED
+        self._nodes.write_state(State.CLOSED)
+
+    def _refuse(self, reason: str) -> None:
+        """The frontend's nodes or its channel are broken: 5, 6, and wait for it to start afresh."""
+        self.log.warning("closed: %s", reason)
+        self._nodes.write_error(reason, state=State.CLOSING)
+        if self.phase in (Phase.CONNECTED, Phase.CLOSING):
+            self._disconnect(self._to_closed)
+        else:
+            self._to_closed()
+
+    def _disconnect(self, after: Callable[[], None]) -> None:
+        self.phase = Phase.DISCONNECTING
+        self._after = after
+        self._thread.disconnect()
+
+    def _end(self, after: Callable[[], None] = lambda: None) -> None:
+        """Closes the model, then does `after`."""
+        self.phase = Phase.FINISHING
+        self._after = after
+        self._thread.finish()
+
+    def _leave_nothing(self) -> None:
+        self._nodes.write_state(State.CLOSED)
+        self._nodes.remove()
+
+    # ---- What the thread says -----------------------------------------------------------------------------------
+
+    def built(self, built: Built) -> None:
+        if self.phase is Phase.BUILDING:
+            self.log.info("ready: %s", built.name)
+            self._queues = built.max_queues
+            self._nodes.write_description(built)
+            self._to_wait(self._found_fresh)
+            self.step()
+
+    def not_built(self, reason: str) -> None:
+        if self.phase is Phase.BUILDING:
+            self.log.error("cannot be made: %s", reason)
+            self.phase = Phase.FAILED
+            self._nodes.write_error(f"spec {reason}", private=True, state=State.CLOSED)
+            self.step()
+
+    def connected(self) -> None:
+        if self.phase is Phase.CONNECTING:
+            self.log.info("connected")
+            self.phase = Phase.CONNECTED
+            self._frontend_connected = False
+            self._seen_error = (0, 0)
+            self._nodes.write_state(State.CONNECTED)
+            self._show_error()
+            self.step()
+
+    def not_connected(self, reason: str) -> None:
+        if self.phase is Phase.CONNECTING:
+            self._refuse(reason)
+            self.step()
+        else:
+            self.disconnected("stopped", "")
+
+    def disconnected(self, reason: str, error: str) -> None:
+        if self._patience:
+            self._patience.cancel()
+        if self.phase in (Phase.FINISHING, Phase.GONE):
+            return
+        if self.phase is not Phase.DISCONNECTING:  # nobody asked for it
+            self._after = self._to_closed if self.phase is Phase.CLOSING else self._to_wait
+        if self._remove_at_end:
+            self._end(self._leave_nothing)
+        elif error:
+            self.phase = Phase.DISCONNECTING
+            self._refuse(error)
+        else:
+            self.log.info("disconnected: %s", reason)
+            self._after()
+        self.step()
+
+    def updated(self, error: str | None, spec: str | None) -> None:
+        if error:
+            self.log.warning("update refused: %s", error)
+        else:
+            self.log.info("updated")
+        self._updating = False
+        self._nodes.finish_update(error, spec)
+        self.step()
+
+    def finished(self) -> None:
+        self.phase = Phase.GONE
+        try:
+            self._after()
+        finally:
+            self.log.info("ended")
+            self._gone(self)
+
+    def _show_error(self) -> None:
+        """Tells the store, now and then, why the device needs a reset."""
+        if self._error_timer:
+            self._error_timer.cancel()
+        if self.phase is not Phase.CONNECTED:
+            return
+        from cpp_ring import error_name
+
+        status, code, detail = self._thread.status()
+        error = (code, detail) if status & NEEDS_RESET else (0, 0)
+        if error != self._seen_error:
+            self._seen_error = error
+            text = f"{error_name(code)} {detail}" if status & NEEDS_RESET else None
+            if text:
+                self.log.warning("needs a reset: %s", text)
+            self._nodes.write_error(text)
+        self._error_timer = self._loop.call_later(ERROR_NODE_SECONDS, lambda: self.handle(self._show_error))
+
+
+class _Relay:
+    """Carries what the device's thread says to the main thread."""
+
+    def __init__(self, loop: EventLoop, device: XenbusDevice) -> None:
+        self._loop = loop
+        self._device = device
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        self._loop.post(lambda: self._device.handle(callback))
+
+    def built(self, built: Built) -> None:
+        self._post(lambda: self._device.built(built))
+
+    def not_built(self, reason: str) -> None:
+        self._post(lambda: self._device.not_built(reason))
+
+    def connected(self) -> None:
+        self._post(self._device.connected)
+
+    def not_connected(self, reason: str) -> None:
+        self._post(lambda: self._device.not_connected(reason))
+
+    def disconnected(self, reason: str, error: str) -> None:
+        self._post(lambda: self._device.disconnected(reason, error))
+
+    def updated(self, error: str | None, spec: str | None) -> None:
+        self._post(lambda: self._device.updated(error, spec))
+
+    def finished(self) -> None:
+        self._post(self._device.finished)

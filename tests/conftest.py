@@ -1,0 +1,30 @@
+"""What all tests share: how hypothesis runs, and that tests which need root never vanish silently."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Processes that tests start import what this process imports, whatever directory they run in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
+# The same examples at every run and no time limit: a red run is a fault of the code, not of the day or the machine.
+settings.register_profile("virtio-dm", derandomize=True, deadline=None)
+settings.load_profile("virtio-dm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.getreports("skipped") if "root" in report.keywords]
+    if skipped:
+        terminalreporter.section("NOT TESTED: these need root", yellow=True, bold=True)
+        for report in skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            terminalreporter.line(f"{report.nodeid}: {reason}", yellow=True)

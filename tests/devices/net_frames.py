@@ -1,0 +1,96 @@
+"""A virtio-net driver for tests, and the other end of its cable: frames and commands written out from virtio 1.3."""
+
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from devices.net import Net
+from devices.testing import Buffers, MockDriver
+
+MAC = bytes.fromhex("525400123456")
+OTHER = bytes.fromhex("525400abcdef")
+GROUP = bytes.fromhex("01005e000001")
+BROADCAST = b"\xff" * 6
+CONTROL_OK, CONTROL_ERR = b"\0", b"\1"
+
+
+def frame(to: bytes = MAC, sender: bytes = OTHER, vlan: int | None = None, payload: bytes = b"payload") -> bytes:
+    tag = b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2, "big")
+    return to + sender + tag + b"\x88\xb5" + payload
+
+
+def udp4(to: bytes, source: tuple[bytes, int], target: tuple[bytes, int], fragment: int = 0) -> bytes:
+    addresses = source[0] + target[0]
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, fragment, 64, 17, 0) + addresses
+    return to + OTHER + b"\x08\x00" + ip + struct.pack("!HHHH", source[1], target[1], 8, 0)
+
+
+def udp6(to: bytes, source: tuple[bytes, int], target: tuple[bytes, int]) -> bytes:
+    ip = struct.pack("!IHBB", 6 << 28, 8, 17, 64) + source[0] + target[0]
+    return to + OTHER + b"\x86\xdd" + ip + struct.pack("!HHHH", source[1], target[1], 8, 0)
+
+
+class Cable:
+    """The peer of a device with a socket backend."""
+
+    def __init__(self, directory: Path) -> None:
+        self.device_path = directory / "device"
+        self.path = directory / "peer"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(str(self.path))
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendto(data, str(self.device_path))
+
+    def receive(self) -> bytes | None:
+        try:
+            return self.socket.recv(1 << 17)
+        except BlockingIOError:
+            return None
+
+    def close(self) -> None:
+        self.socket.close()
+        self.path.unlink(missing_ok=True)
+
+
+class NetDriver(MockDriver):
+    """Opens and starts the device."""
+
+    def __init__(self, device: Net, features: int | None = None) -> None:
+        super().__init__(device)
+        self.net = device
+        device.open()
+        self.start(features)
+
+    def transmit(self, data: bytes, *, pair: int = 0, header: bytes = bytes(12)) -> None:
+        assert self.send(2 * pair + 1, header + data) == b""
+
+    def control(self, command_class: int, command: int, data: bytes = b"") -> bytes:
+        index = next(
+            i for i, queue in enumerate(self.net.queues_for(self.features)) if queue and queue.name == "controlq"
+        )
+        return self.send(index, bytes((command_class, command)) + data, [1])
+
+    def arrive(
+        self, cable: Cable, data: bytes, buffers: Sequence[Sequence[int]] = ((2048,),), pair: int = 0
+    ) -> list[Buffers]:
+        """Gives receive buffers, lets `data` come in, and returns the buffers in their order."""
+        given = [self.give(2 * pair, sizes) for sizes in buffers]
+        cable.send(data)
+        self.run()
+        return given
+
+    def passes(self, cable: Cable, data: bytes) -> bool:
+        """Whether a frame reaches the driver."""
+        buffers = self.give(0, [4096])
+        before = self.net.counters["received"]
+        cable.send(data)
+        self.run()
+        if self.net.counters["received"] == before:
+            assert not buffers.done
+            taken = self.pop(0)
+            assert taken is buffers.request
+            return False
+        assert buffers.written[12:] == data
+        return True

@@ -1,0 +1,201 @@
+"""The host's end of the cable: sockets that survive their dead, and a tap interface."""
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devices import DeviceError
+from devices.net import Net
+from devices.net_backends import SocketBackend, TapBackend
+from tests.devices.net_frames import BROADCAST, MAC, OTHER, NetDriver, frame
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[SocketBackend, SocketBackend]]:
+    ends = SocketBackend(tmp_path / "a", tmp_path / "b"), SocketBackend(tmp_path / "b", tmp_path / "a")
+    for end in ends:
+        end.check()
+        end.open()
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def test_frames_pass_whole_and_in_order(pair: tuple[SocketBackend, SocketBackend]) -> None:
+    one, two = pair
+    for number in range(5):
+        assert one.send(memoryview(b"%d" % number * 1000))
+    assert [two.receive() for _ in range(5)] == [b"%d" % number * 1000 for number in range(5)]
+    assert two.receive() is None
+
+
+def test_a_live_socket_is_not_taken_over(pair: tuple[SocketBackend, SocketBackend], tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"socket .*/a: in use"):
+        SocketBackend(tmp_path / "a", tmp_path / "c").open()
+    assert pair[1].send(memoryview(b"still there"))
+    assert pair[0].receive() == b"still there"
+
+
+def test_a_socket_of_the_dead_is_replaced(tmp_path: Path) -> None:
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    dead.bind(str(tmp_path / "a"))
+    dead.close()
+    backend = SocketBackend(tmp_path / "a", tmp_path / "b")
+    backend.open()
+    backend.close()
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_no_datagram_socket_is_never_removed(tmp_path: Path) -> None:
+    file, stream = tmp_path / "file", tmp_path / "stream"
+    file.write_text("precious")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(stream))
+        listener.listen()
+        for path in (file, stream):
+            with pytest.raises(DeviceError, match=f"socket {path}: "):
+                SocketBackend(path, tmp_path / "b").open()
+    assert file.read_text() == "precious"
+    assert stream.exists()
+
+
+def test_a_device_that_could_not_open_leaves_others_sockets_alone(
+    pair: tuple[SocketBackend, SocketBackend], tmp_path: Path
+) -> None:
+    second = SocketBackend(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(DeviceError):
+        second.open()
+    second.close()
+    assert (tmp_path / "a").exists()
+    assert second.receive() is None
+    assert second.fileno() == -1
+
+
+def test_a_missing_directory_is_found_by_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match=f"no directory {tmp_path}/none"):
+        SocketBackend(tmp_path / "none" / "a", tmp_path / "b").check()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DeviceError, match="not allowed to make files in"):
+        SocketBackend(tmp_path / "a", tmp_path / "b").check()
+
+
+def test_a_peer_that_does_not_read_costs_one_wait_and_then_frames(
+    pair: tuple[SocketBackend, SocketBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+    sent = 0
+    while one.send(memoryview(b"x" * 100)):
+        sent += 1
+        assert sent < 100_000
+    assert one._congested
+
+    def waited(*_: object) -> None:
+        raise AssertionError("waited for a peer that is known not to read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("select.poll", waited)
+        assert not one.send(memoryview(b"lost"))
+    while two.receive() is not None:
+        sent -= 1
+    assert sent == 0, "what was accepted arrives"
+    assert one.send(memoryview(b"again"))
+    assert two.receive() == b"again"
+    assert not one._congested
+
+
+def test_a_burst_waits_for_a_peer_that_reads(
+    pair: tuple[SocketBackend, SocketBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+    monkeypatch.setattr(SocketBackend, "PATIENCE_MS", 10_000)
+    count = 2000
+    received: list[bytes] = []
+
+    def read() -> None:
+        import select
+
+        poll = select.poll()
+        poll.register(two.fileno(), select.POLLIN)
+        while len(received) < count and poll.poll(10_000):
+            while (data := two.receive()) is not None:
+                received.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert all(one.send(memoryview(b"%d" % number)) for number in range(count))
+    reader.join()
+    assert received == [b"%d" % number for number in range(count)]
+
+
+def test_a_frame_too_large_for_the_socket_is_dropped(pair: tuple[SocketBackend, SocketBackend]) -> None:
+    one, two = pair
+    assert not one.send(memoryview(bytes(1 << 22)))
+    assert one.send(memoryview(b"next"))
+    assert two.receive() == b"next"
+
+
+def test_a_closed_end_drops(tmp_path: Path) -> None:
+    backend = SocketBackend(tmp_path / "a", tmp_path / "b")
+    backend.open()
+    assert not backend.send(memoryview(b"nobody there"))
+    backend.close()
+    backend.close()
+
+
+def test_a_tap_without_the_module_is_found_by_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("devices.net_backends._TUN", tmp_path / "tun")
+    with pytest.raises(DeviceError, match="not there; load the module tun"):
+        TapBackend("tap0").check()
+    with pytest.raises(DeviceError, match="tap tap0: no such file or directory"):
+        TapBackend("tap0").open()
+    (tmp_path / "tun").touch()
+    TapBackend("tap0").check()
+    with pytest.raises(DeviceError, match="tap tap0: inappropriate ioctl"):
+        TapBackend("tap0").open()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DeviceError, match="not allowed to use it"):
+        TapBackend("tap0").check()
+
+
+@pytest.fixture
+def interface() -> str:
+    if shutil.which("ip") is None:
+        pytest.skip("no command ip")
+    if os.geteuid() != 0 or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        pytest.skip("no /dev/net/tun for us")
+    return f"vdm{uuid.uuid4().hex[:8]}"
+
+
+@pytest.mark.root
+def test_a_tap_carries_frames_both_ways(interface: str) -> None:
+    """The kernel's side is a packet socket on the interface."""
+    driver = NetDriver(Net(tap=interface, mac=MAC))
+    try:
+        subprocess.run(["ip", "link", "set", interface, "up"], check=True)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as kernel:
+            kernel.settimeout(10)
+            kernel.bind((interface, 0x88B5))
+            driver.transmit(frame(BROADCAST, MAC, payload=b"out" * 20))
+            assert kernel.recv(2048) == frame(BROADCAST, MAC, payload=b"out" * 20)
+            kernel.send(frame(MAC, OTHER, payload=b"in" * 30))
+            buffers = driver.give(0, [2048])
+            driver.run()
+            assert buffers.written[12:] == frame(MAC, OTHER, payload=b"in" * 30)
+        with pytest.raises(DeviceError, match=f"tap {interface}: in use by another process"):
+            TapBackend(interface).open()
+        subprocess.run(["ip", "link", "set", interface, "down"], check=True)
+        driver.transmit(frame())
+        assert driver.net.counters["transmit dropped"] == 1
+        subprocess.run(["ip", "link", "delete", interface], check=True)
+        driver.run()
+        assert driver.net.config.status == 0, "an interface that is gone takes the link down"
+    finally:
+        driver.reset()
+        driver.net.close()

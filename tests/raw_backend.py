@@ -1,0 +1,411 @@
+"""A backend made by hand of mapped pages, ports and store nodes, without the engine's backend half: it can lie.
+
+`ScriptedDevice` answers messages as a plain virtio device would; a test replaces single answers. `RawBackend` is one
+device of a domain: toolstack, xenbus half and config ring. `RawQueue` is the device's side of one virtqueue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from cpp_ring import EventChannels, LocalHypervisor, MappedPages
+from cpp_ring.store import Store, StoreError
+from emulator.local import ensure_broker, stop
+from guest import messages
+from guest.device import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, VERSION_1
+from guest.xenbus import State
+
+MAGIC_BE = 0x45426D76
+SEQ, SIZE, MESSAGE = 0x40, 0x44, 0x48
+HEADER = struct.Struct("<BBHHH")
+PATIENCE = 10.0
+
+
+@contextlib.contextmanager
+def local_machine() -> Iterator[Path]:
+    """The directory of a machine of its own, named "m", which commands find while this lasts."""
+    with tempfile.TemporaryDirectory(prefix="vdm-") as base, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIRTIO_DM_RUNTIME_DIR", base)
+        directory = ensure_broker("m")
+        try:
+            yield directory
+        finally:
+            stop("m")
+
+
+class ScriptedDevice:
+    """Answers every message by the book. `lies`: message id -> answer payload, or a function of the request payload."""
+
+    def __init__(
+        self,
+        device_id: int = 4,
+        *,
+        features: int = 0,
+        config: bytes = b"",
+        queue_sizes: tuple[int, ...] = (8,),
+    ) -> None:
+        self.device_id = device_id
+        self.features = features | 1 << VERSION_1
+        self.config = bytearray(config)
+        self.queue_sizes = queue_sizes
+        self.generation = 0
+        self.status = 0
+        self.driver_features = 0
+        self.queues: dict[int, tuple[int, int, int, int]] = {}  # index -> size and the three areas
+        self.seen: list[tuple[int, bytes]] = []
+        self.lies: dict[int, bytes | Callable[[bytes], bytes]] = {}
+
+    def answer(self, msg_id: int, payload: bytes) -> bytes:
+        self.seen.append((msg_id, payload))
+        lie = self.lies.get(msg_id)
+        if lie is not None:
+            return lie if isinstance(lie, bytes) else lie(payload)
+        return self.honest(msg_id, payload)
+
+    def honest(self, msg_id: int, payload: bytes) -> bytes:
+        match msg_id:
+            case messages.GET_DEVICE_INFO:
+                return struct.pack("<5I2H", self.device_id, 0, 64, len(self.config), len(self.queue_sizes), 0, 0)
+            case messages.GET_DEVICE_FEATURES:
+                index, count = struct.unpack("<2I", payload)
+                blocks = (self.features >> 32 * index) & ((1 << 32 * count) - 1)
+                return payload + blocks.to_bytes(4 * count, "little")
+            case messages.SET_DRIVER_FEATURES:
+                self.driver_features = int.from_bytes(payload[8:], "little")
+                return b""
+            case messages.GET_CONFIG:
+                offset, size = struct.unpack("<2I", payload)
+                data = self.config[offset : offset + size]
+                data = data if len(data) == size else bytearray()
+                return struct.pack("<3I", self.generation, offset, len(data)) + data
+            case messages.SET_CONFIG:
+                _, offset, size = struct.unpack_from("<3I", payload)
+                self.config[offset : offset + size] = payload[12:]
+                return struct.pack("<3I", self.generation, offset, size) + payload[12:]
+            case messages.GET_DEVICE_STATUS:
+                return struct.pack("<I", self.status)
+            case messages.SET_DEVICE_STATUS:
+                (self.status,) = struct.unpack("<I", payload)
+                if self.status == 0:
+                    self.queues.clear()
+                return payload
+            case messages.GET_VQUEUE:
+                (index,) = struct.unpack("<I", payload)
+                largest = self.queue_sizes[index] if index < len(self.queue_sizes) else 0
+                size, *areas = self.queues.get(index, (0, 0, 0, 0))
+                return struct.pack("<4I3Q", index, largest, size, 0, *areas)
+            case messages.SET_VQUEUE:
+                index, _, size, _, *areas = struct.unpack("<4I3Q", payload)
+                self.queues[index] = (size, areas[0], areas[1], areas[2])
+                return b""
+        raise AssertionError(f"message {msg_id:#x}")
+
+    @property
+    def message_ids(self) -> list[int]:
+        return [msg_id for msg_id, _ in self.seen]
+
+    @property
+    def statuses(self) -> list[int]:
+        """What the driver wrote into the device status."""
+        return [struct.unpack("<I", data)[0] for msg_id, data in self.seen if msg_id == messages.SET_DEVICE_STATUS]
+
+
+class RawBackend:
+    """One device of `frontend` in a local machine, served from a thread between `start` (or `with`) and `stop`."""
+
+    def __init__(self, directory: Path, device: ScriptedDevice, *, frontend: int = 1, number: int = 0) -> None:
+        self.directory = directory
+        self.device = device
+        self.frontend = frontend
+        self.hypervisor = LocalHypervisor(str(directory), 0)
+        self._stores = threading.local()
+        self.frontend_path = f"/local/domain/{frontend}/device/virtio-msg/{number}"
+        self.path = f"/local/domain/0/backend/virtio-msg/{frontend}/{number}"
+        self.events = EventChannels(self.hypervisor)
+        self.port = 0
+        self.fe: MappedPages | None = None
+        self.be: MappedPages | None = None
+        self.queue_ports: dict[int, int] = {}
+        self.answered = 0
+        self.connections = 0
+        self.held = False
+        self.corrupt: Callable[[bytearray], bytes | bytearray | None] = lambda message: message
+        """Last word on an answer, header included; None: say nothing."""
+        self._failure: BaseException | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="raw backend")
+
+    @property
+    def store(self) -> Store:
+        """The calling thread's own connection, as dom0."""
+        if not hasattr(self._stores, "store"):
+            self._stores.store = Store.open(self.directory / "dom0" / "xenstored")
+        store: Store = self._stores.store
+        return store
+
+    # ---- toolstack and xenbus ----
+
+    def attach(self, **nodes: str) -> None:
+        """Makes both directories, the backend in InitWait; `nodes` of the backend differ from the honest ones."""
+        honest = {
+            "frontend": self.frontend_path,
+            "frontend-id": str(self.frontend),
+            "online": "1",
+            "versions": "1",
+            "device-id": str(self.device.device_id),
+            "max-queues": str(len(self.device.queue_sizes)),
+            "state": str(int(State.INIT_WAIT)),
+        }
+        ours = honest | {name.replace("_", "-"): value for name, value in nodes.items()}
+        theirs = {"backend": self.path, "backend-id": "0", "state": "1"}
+        directories = (
+            (self.path, ours, ["n0", f"r{self.frontend}"]),
+            (self.frontend_path, theirs, [f"n{self.frontend}", "r0"]),
+        )
+        for path, entries, permissions in directories:
+            self.store.mkdir(path)
+            self.store.set_perms(path, permissions)
+            for name, value in entries.items():
+                self.store.write(f"{path}/{name}", value)
+                self.store.set_perms(f"{path}/{name}", permissions)
+
+    def set_state(self, state: State) -> None:
+        self.store.write(f"{self.path}/state", str(int(state)))
+
+    def frontend_node(self, name: str) -> str | None:
+        return self.store.read_optional(f"{self.frontend_path}/{name}")
+
+    def frontend_state(self) -> State:
+        return State(int(self.frontend_node("state") or 0))
+
+    def await_frontend(self, *states: State) -> bool:
+        """False when stop() came first."""
+        deadline = time.monotonic() + PATIENCE
+        while self.frontend_state() not in states:
+            assert time.monotonic() < deadline, f"the frontend stays {self.frontend_state().name}"
+            if self._stopping.is_set():
+                return False
+            self.store.next_event(0.01)
+        return True
+
+    # ---- config ring ----
+
+    def connect(self) -> None:
+        """Maps what the frontend offered, writes the header, goes to Connected."""
+        self.fe = self.hypervisor.map(self.frontend, int(self.frontend_node("fe-to-be-ref") or 0), 1, False)
+        self.be = self.hypervisor.map(self.frontend, int(self.frontend_node("be-to-fe-ref") or 0), 1)
+        self.port = self.events.bind_interdomain(self.frontend, int(self.frontend_node("event-channel") or 0))
+        self.answered = 0
+        self.queue_ports.clear()
+        self.connections += 1
+        self.write_header()
+        self.set_state(State.CONNECTED)
+
+    def write_header(self, magic: int = MAGIC_BE, version: int = 1, live: int = 1) -> None:
+        # be_waiting stays 1: this backend always wants its event.
+        self.page[:24] = struct.pack("<IIIIII", magic, version, live, 1, 0, 0)
+
+    def queue_port(self, index: int) -> int:
+        """Our end of the event channel of a virtqueue; it stays for the connection."""
+        if index not in self.queue_ports:
+            remote = int(self.frontend_node(f"queue-{index}/event-channel") or 0)
+            self.queue_ports[index] = self.events.bind_interdomain(self.frontend, remote)
+        return self.queue_ports[index]
+
+    @property
+    def page(self) -> memoryview:
+        """The be-to-fe page."""
+        assert self.be is not None
+        return self.be.memory
+
+    def word(self, offset: int, value: int) -> None:
+        self.page[offset : offset + 4] = struct.pack("<I", value)
+
+    def notify(self) -> None:
+        self.events.notify(self.port)
+
+    def set_status(self, status: int) -> None:
+        """The mirror in the header, and an event."""
+        self.word(0x10, status)
+        self.notify()
+
+    def set_generation(self, generation: int) -> None:
+        self.device.generation = generation
+        self.word(0x14, generation)
+        self.notify()
+
+    def die(self) -> None:
+        """As when the process ends."""
+        self.page[8] = 0
+        self.notify()
+
+    def request(self) -> tuple[int, bytes] | None:
+        """(seq, message) of the next request."""
+        assert self.fe is not None
+        memory = self.fe.memory
+        (seq,) = struct.unpack("<I", memory[SEQ:SIZE])
+        if seq == self.answered:
+            return None
+        (size,) = struct.unpack("<I", memory[SIZE:MESSAGE])
+        return seq, bytes(memory[MESSAGE : MESSAGE + size])
+
+    def respond(self, seq: int, message: bytes | bytearray, size: int | None = None) -> None:
+        """Publishes a slot."""
+        self.page[MESSAGE : MESSAGE + len(message)] = message
+        self.word(SIZE, len(message) if size is None else size)
+        self.word(SEQ, seq)
+        self.notify()
+
+    def answer_one(self) -> bool:
+        """Answers the request that is there; False when there is none."""
+        if self.held or (request := self.request()) is None:
+            return False
+        seq, message = request
+        self.answered = seq
+        _, msg_id, _, token, _ = HEADER.unpack_from(message)
+        payload = self.device.answer(msg_id, message[HEADER.size :])
+        answer = bytearray(HEADER.pack(1, msg_id, 0, token, HEADER.size + len(payload))) + payload
+        corrupted = self.corrupt(answer)
+        if corrupted is not None:
+            self.respond(seq, corrupted)
+        return True
+
+    # ---- thread ----
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; raises what went wrong in it."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(PATIENCE)
+            assert not self._thread.is_alive()
+        for path in (self.frontend_path, self.path):
+            with contextlib.suppress(StoreError):
+                self.store.rm(path)
+        self.store.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> RawBackend:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.stop()
+        else:
+            with contextlib.suppress(BaseException):
+                self.stop()
+
+    def _main(self) -> None:
+        try:
+            with self.store as store:
+                store.watch(self.frontend_path, "frontend")
+                self.run()
+        except BaseException as error:
+            self._failure = error
+
+    def run(self) -> None:
+        """Waits for the frontend, connects, answers; again after each reconnect."""
+        while not self._stopping.is_set():
+            if not self.await_frontend(State.INITIALISED):
+                return
+            self.connect()
+            self._serve()
+            if not self._stopping.is_set():
+                self.set_state(State.INIT_WAIT)
+
+    def _serve(self) -> None:
+        poller = select.poll()
+        poller.register(self.events.fileno(), select.POLLIN)
+        poller.register(self.store.fileno(), select.POLLIN)
+        while not self._stopping.is_set():
+            poller.poll(10)
+            while (port := self.events.pending()) is not None:
+                self.events.unmask(port)
+            while self.answer_one():
+                pass
+            self.idle()
+            self.store.events()
+            if self.frontend_state() not in (State.INITIALISED, State.CONNECTED):
+                return
+
+    def idle(self) -> None:
+        """Called after every event: a test's device works on its queues here."""
+
+
+class RawQueue:
+    """The device's side of a virtqueue that the driver set up without indirect descriptors and event index."""
+
+    def __init__(self, backend: RawBackend, index: int) -> None:
+        self._backend = backend
+        self.geometry = backend.device.queues[index]
+        self.size, descriptors, driver, device = self.geometry
+        self._base = descriptors
+        pages = -(-(device - descriptors + 6 + 8 * self.size + (descriptors & 0xFFF)) // 4096)
+        self._pages = backend.hypervisor.map(backend.frontend, (descriptors & ~(1 << 63)) >> 12, pages)
+        self.memory = self._pages.memory[descriptors & 0xFFF :]
+        self._avail = driver - descriptors
+        self._used = device - descriptors
+        self._seen = 0
+        self.used_idx = 0
+        self.port = backend.queue_port(index)
+
+    def available(self) -> Iterator[int]:
+        """Heads that were offered since the last call."""
+        (idx,) = struct.unpack("<H", self.memory[self._avail + 2 : self._avail + 4])
+        while self._seen != idx:
+            at = self._avail + 4 + 2 * (self._seen % self.size)
+            self._seen = (self._seen + 1) & 0xFFFF
+            yield struct.unpack("<H", self.memory[at : at + 2])[0]
+
+    def chain(self, head: int) -> list[tuple[int, int, bool]]:
+        """(address, bytes, writable) of each piece."""
+        pieces = []
+        while True:
+            address, size, flags, after = struct.unpack("<QIHH", self.memory[16 * head : 16 * head + 16])
+            pieces.append((address, size, bool(flags & 2)))
+            if not flags & 1:
+                return pieces
+            head = after
+
+    def payload(self, address: int, size: int) -> memoryview:
+        """Guest memory, mapped."""
+        offset = address & 0xFFF
+        pages = -(-(offset + size) // 4096)
+        first_ref = (address & ~(1 << 63)) >> 12
+        return self._backend.hypervisor.map(self._backend.frontend, first_ref, pages).memory[offset : offset + size]
+
+    def put_used(self, head: int, written: int) -> None:
+        """Writes the next used element; not visible before `publish`."""
+        at = self._used + 4 + 8 * (self.used_idx % self.size)
+        self.memory[at : at + 8] = struct.pack("<II", head, written)
+        self.used_idx = (self.used_idx + 1) & 0xFFFF
+
+    def publish(self, used_idx: int | None = None) -> None:
+        """Sets used.idx and sends the event."""
+        idx = self.used_idx if used_idx is None else used_idx
+        self.memory[self._used + 2 : self._used + 4] = struct.pack("<H", idx)
+        self._backend.events.notify(self.port)
+
+    def use(self, head: int, written: int) -> None:
+        self.put_used(head, written)
+        self.publish()
+
+
+PROBED = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
+__all__ = ["NEEDS_RESET", "PROBED", "RawBackend", "RawQueue", "ScriptedDevice", "State"]

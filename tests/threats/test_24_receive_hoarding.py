@@ -1,0 +1,92 @@
+"""Threat 24: receive hoarding (XSA-392). A guest that gives no or useless buffers costs no memory."""
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devices.net import Net
+from tests.devices.net_frames import MAC, Cable, NetDriver, frame
+
+FLOOD = 5000
+FRAME = frame(payload=bytes(1400))
+ALLOWED = 256 << 10  # bytes; one frame in two hundred kept would be more
+
+
+@pytest.fixture
+def cable(tmp_path: Path) -> Iterator[Cable]:
+    cable = Cable(tmp_path)
+    yield cable
+    cable.close()
+
+
+@pytest.fixture
+def driver(cable: Cable) -> Iterator[NetDriver]:
+    driver = NetDriver(Net(socket=cable.device_path, peer=cable.path, mac=MAC))
+    yield driver
+    driver.reset()
+    driver.net.close()
+
+
+def flood(driver: NetDriver, cable: Cable) -> int:
+    """Sends the flood; the growth of memory in bytes."""
+    for _ in range(10):
+        cable.send(FRAME)
+        driver.run()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(FLOOD):
+            cable.send(FRAME)
+            driver.run()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return after - before
+
+
+def test_without_buffers_a_flood_is_dropped_and_counted(driver: NetDriver, cable: Cable) -> None:
+    assert flood(driver, cable) < ALLOWED
+    assert driver.net.counters == {"receive without buffers": FLOOD + 10}
+
+
+def test_buffers_that_never_suffice_go_back_and_nothing_is_kept(driver: NetDriver, cable: Cable) -> None:
+    given = [driver.give(0, [12]) for _ in range(100)]
+    assert flood(driver, cable) < ALLOWED
+    assert all(buffers.done and buffers.written == b"" for buffers in given)
+    assert driver.net.counters == {"receive without buffers": FLOOD + 10}
+
+
+def test_frames_that_are_filtered_are_not_kept(driver: NetDriver, cable: Cable) -> None:
+    driver.control(0, 4, b"\1")  # no unicast
+    assert flood(driver, cable) < ALLOWED
+    assert driver.net.counters == {"receive filtered": FLOOD + 10}
+
+
+def test_a_flood_that_is_over_leaves_a_device_that_works(driver: NetDriver, cable: Cable) -> None:
+    flood(driver, cable)
+    (buffers,) = driver.arrive(cable, FRAME)
+    assert buffers.written[12:] == FRAME
+
+
+def test_one_turn_of_the_loop_takes_a_bounded_number_of_frames(
+    driver: NetDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest waits in the host's queue, which is bounded, while the device looks at its other work."""
+    taken = 0
+
+    def endless(_: object) -> bytes:
+        nonlocal taken
+        taken += 1
+        return FRAME
+
+    monkeypatch.setattr("devices.net_backends.SocketBackend.receive", endless)
+    driver.net._receive()
+    assert taken == 64
+
+
+def test_a_start_under_a_flood_ends(driver: NetDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.reset()
+    monkeypatch.setattr("devices.net_backends.SocketBackend.receive", lambda _: FRAME)
+    driver.start()
