@@ -121,7 +121,7 @@ class Backend:
         device_id: int,
         vendor_id: int,
         features: int,
-        config: npt.NDArray[np.uint8],
+        config: bytearray | memoryview | npt.NDArray[np.uint8],
         hooked_reads: bytes,
         writable: bytes,
         hooked_writes: bytes,
@@ -130,7 +130,8 @@ class Backend:
         spin_us: float = 50.0,
         map_budget: int = 65536,
     ) -> None:
-        """`config` (shape (size,), C-contiguous) is the memory plain reads are answered from; masks have its length.
+        """`config` (a writable buffer of bytes, shape (size,): a numpy array, a memoryview) is the memory plain reads are
+        answered from; masks have its length.
 
         `features`: offered, of any width. `spin_us`: how long to spin after the last work before sleeping;
         0 never, infinity always. `map_budget`: pages of guest memory mapped at once at most.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from devices.backend import BackendServices
@@ -56,6 +57,7 @@ class Device:
             name, device_id = "counter", 0x42
             queues = [Queue("requestq")]
             config_space = CounterConfig
+            config: CounterConfig
 
             def __init__(self, *, start: int = 0) -> None:
                 super().__init__()
@@ -88,9 +90,10 @@ class Device:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        methods = {name: method for base in reversed(cls.__mro__) for name, method in vars(base).items()}
-        cls._read_hooks = {method.on_read: name for name, method in methods.items() if hasattr(method, "on_read")}
-        cls._write_hooks = {method.on_write: name for name, method in methods.items() if hasattr(method, "on_write")}
+        # By name: a subclass that overrides a hook's method overrides the hook.
+        methods = [entry for base in reversed(cls.__mro__) for entry in vars(base).items()]
+        cls._read_hooks = {method.on_read: name for name, method in methods if hasattr(method, "on_read")}
+        cls._write_hooks = {method.on_write: name for name, method in methods if hasattr(method, "on_write")}
         fields = {field.name: field for field in cls.config_space.fields}
         for name in (*cls._read_hooks, *cls._write_hooks):
             if name not in fields:
@@ -177,6 +180,9 @@ class Device:
 
     def config_refresh(self, offset: int, size: int) -> None:
         """Computes the hooked fields among the `size` bytes at `offset`."""
+        if exact := self._whole_reads.get((offset, size)):
+            self.config.memory[offset : offset + size] = exact().to_bytes(size, "little")
+            return
         for field in self._overlapping(offset, size):
             if hook := self._read_hooks.get(field.name):
                 setattr(self.config, field.name, getattr(self, hook)())
@@ -187,6 +193,13 @@ class Device:
         False: out of range, not writable (`writable_mask`), or refused by a hook. Hooks get ints, or bytes for arrays.
         """
         size = len(data)
+        if exact := self._whole_writes.get((offset, size)):
+            try:
+                exact(int.from_bytes(data, "little"))
+            except ValueError:
+                return False
+            self.config.memory[offset : offset + size] = data
+            return True
         if not (0 <= offset <= self.config.size and size <= self.config.size - offset):
             return False
         if 0 in self.writable_mask()[offset : offset + size]:
@@ -202,6 +215,21 @@ class Device:
                     return False
         self.config.memory[offset : offset + size] = data
         return True
+
+    # Drivers read and write whole fields: those accesses, by offset and size, go to their hook without a search. Made
+    # at the first access, when the features are settled.
+
+    @cached_property
+    def _whole_reads(self) -> dict[tuple[int, int], Callable[[], int]]:
+        return {(f.offset, f.size): getattr(self, hook) for f, hook in self._hooked_integers(self._read_hooks)}
+
+    @cached_property
+    def _whole_writes(self) -> dict[tuple[int, int], Callable[[int], None]]:
+        return {(f.offset, f.size): getattr(self, hook) for f, hook in self._hooked_integers(self._write_hooks)}
+
+    def _hooked_integers(self, hooks: dict[str, str]) -> list[tuple[Field, str]]:
+        fields = self.config.fields
+        return [(f, hooks[f.name]) for f in fields if f.name in hooks and f.count == 1 and f.exists(self.features)]
 
     def _overlapping(self, offset: int, size: int) -> list[Field]:
         features = self.features

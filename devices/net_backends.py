@@ -114,7 +114,7 @@ class SocketBackend:
 
     # A socket takes few datagrams (net.unix.max_dgram_qlen, often 10), so a burst has to wait for the peer to read. A
     # peer that read nothing for this long is waited for again only after it took a frame.
-    PATIENCE_MS = 5
+    PATIENCE_MS = 2
 
     def __init__(self, path: Path, peer: Path) -> None:
         for each in (path, peer):

@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING
 
 from devices.device import Device
 from devices.errors import OptionError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 # The table a new device adds its line to. Modules are imported when a device is built, not before.
 DEVICES: Mapping[str, str] = MappingProxyType(
@@ -27,7 +30,7 @@ ENTRY_POINT_GROUP = "virtio_dm.devices"
 
 def names() -> list[str]:
     """The names `load` takes: the table's, then those of installed entry points."""
-    installed = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+    installed = sorted(entry.name for entry in _entry_points())
     return [*DEVICES, *(name for name in installed if name not in DEVICES)]
 
 
@@ -44,12 +47,18 @@ def load(name: str) -> type[Device]:
     if target := DEVICES.get(name):
         module, _, class_name = target.partition(":")
         return _checked(name, getattr(importlib.import_module(module), class_name))
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+    for entry in _entry_points().select(name=name):
         try:
             return _checked(name, entry.load())
         except (ImportError, AttributeError) as error:
             raise OptionError(f"device {name!r}: its entry point {entry.value} does not load: {error}") from error
     raise OptionError(f"no device {name!r}; known: {', '.join(names())}, or FILE.py:CLASS")
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points  # costs as much as all else here; most names are in the table
+
+    return entry_points(group=ENTRY_POINT_GROUP)
 
 
 def _module_of(path: Path) -> ModuleType:

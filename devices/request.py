@@ -68,15 +68,12 @@ class Request:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Writes `data` at the write cursor. Raises RequestError, with nothing written, if the buffers end before."""
         size = len(data)
-        if len(self.writable) == 1 and size == self.writable_bytes:
-            if self.written and size:
-                raise self._too_short(size)
-            self.writable[0][:] = data
-            self.written = size
-            self._offset = size
+        views = self.reserve(size)
+        if len(views) == 1:
+            views[0][:] = data
             return
         done = 0
-        for view in self.reserve(size):
+        for view in views:
             step = len(view)
             view[:] = data[done : done + step]
             done += step
@@ -88,7 +85,7 @@ class Request:
         where it was, if the driver's buffers end before.
         """
         if size > self.writable_bytes - self.written:
-            raise self._too_short(size)
+            raise RequestError(f"{size} bytes to be written at {self.written}, the request takes {self.writable_bytes}")
         self.written += size
         views: list[memoryview] = []
         while size:
@@ -101,7 +98,7 @@ class Request:
                 break
             if left:
                 views.append(view[start:] if start else view)
-            size -= left
+                size -= left
             self._view += 1
             self._offset = 0
         return views
@@ -113,18 +110,13 @@ class Request:
         stale in what the driver believes was written. Raises RequestError if there is no room for `data`.
         """
         gap = self.writable_bytes - self.written - len(data)
-        if gap < 0:
-            raise self._too_short(len(data))
-        if gap:
+        if gap > 0:
             zero(self.reserve(gap))
         self.write(data)
 
     def hold(self) -> Hold:
         """For `return request.hold()` in a handler: the model completes the request later, by `backend.complete`."""
         return Hold.HELD
-
-    def _too_short(self, size: int) -> RequestError:
-        return RequestError(f"{size} bytes to be written at {self.written}, the request takes {self.writable_bytes}")
 
 
 def zero(views: list[memoryview]) -> None:

@@ -152,7 +152,7 @@ class DeviceThread:
             device_id=device.device_id,
             vendor_id=VENDOR_ID,
             features=device.features | TRANSPORT_FEATURES,
-            config=device.config.bytes,
+            config=device.config.memory,
             hooked_reads=device.hooked_reads(),
             writable=device.writable_mask(),
             hooked_writes=device.hooked_writes(),

@@ -37,9 +37,10 @@ NAMES: Final = {1: "net", 2: "blk", 4: "rng"}
 def list_command(domain: Domain, _: argparse.Namespace) -> None:
     with domain.open_store() as store:
         for entry in list_devices(store):
+            device_id = "-" if entry.device_id is None else entry.device_id
             kind = NAMES.get(entry.device_id or 0, "-")
-            state = entry.backend_state.name.lower() if entry.backend_state is not None else "?"
-            print(f"{entry.number}\tdevice id {entry.device_id}\t{kind}\tbackend {entry.backend_domid}\t{state}")
+            state = entry.backend_state.name.lower() if entry.backend_state is not None else "-"
+            print(f"{entry.number}\tdevice id {device_id}\t{kind}\tbackend {entry.backend_domid}\t{state}")
 
 
 def probe_command(domain: Domain, arguments: argparse.Namespace) -> None:

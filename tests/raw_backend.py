@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -298,7 +299,7 @@ class RawBackend:
         if self._failure is not None:
             raise self._failure
 
-    def __enter__(self) -> RawBackend:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

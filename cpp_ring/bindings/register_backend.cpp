@@ -1,5 +1,3 @@
-#include <pybind11/numpy.h>
-
 #include <thread>
 
 #include "bindings.hpp"
@@ -8,7 +6,21 @@
 namespace cpp_ring::bindings {
 namespace {
 
-using ConfigArray = py::array_t<std::uint8_t, py::array::c_style>;
+// The writable memory of a Python buffer of bytes: a numpy array, a memoryview. Exported for as long as this lives, so
+// that Python can neither move nor resize it.
+class ConfigMemory {
+  public:
+    explicit ConfigMemory(const py::buffer& buffer) : info_(buffer.request(true)) {
+        if (info_.ndim != 1 || info_.itemsize != 1 || (info_.size > 1 && info_.strides[0] != 1))
+            throw py::value_error("config is a one-dimensional contiguous buffer of bytes");
+    }
+    [[nodiscard]] std::span<std::byte> bytes() const noexcept {
+        return {static_cast<std::byte*>(info_.ptr), static_cast<std::size_t>(info_.size)};
+    }
+
+  private:
+    py::buffer_info info_;
+};
 
 std::vector<std::uint8_t> mask_of(const py::bytes& raw) {
     const auto bytes = as_bytes(raw);
@@ -21,17 +33,15 @@ std::vector<std::uint8_t> mask_of(const py::bytes& raw) {
 class PyBackend {
   public:
     PyBackend(py::object hypervisor, DomId frontend, const py::object& model, std::uint32_t device_id,
-              std::uint32_t vendor_id, const py::int_& features, ConfigArray config, const py::bytes& hooked_reads,
+              std::uint32_t vendor_id, const py::int_& features, const py::buffer& config, const py::bytes& hooked_reads,
               const py::bytes& writable, const py::bytes& hooked_writes, std::vector<std::uint16_t> queue_sizes,
               std::vector<bool> pulled, double spin_us, std::size_t map_budget)
-        : hypervisor_(std::move(hypervisor)), config_(std::move(config)), model_(model) {
-        if (config_.ndim() != 1) throw py::value_error("config is a one-dimensional array of bytes");
+        : hypervisor_(std::move(hypervisor)), config_(config), model_(model) {
         DeviceDescription description{
             .device_id = device_id,
             .vendor_id = vendor_id,
             .features = feature_blocks(features),
-            // mutable_data raises for a read-only array.
-            .config = {reinterpret_cast<std::byte*>(config_.mutable_data()), static_cast<std::size_t>(config_.size())},
+            .config = config_.bytes(),
             .hooked_reads = mask_of(hooked_reads),
             .writable = mask_of(writable),
             .hooked_writes = mask_of(hooked_writes),
@@ -162,7 +172,7 @@ class PyBackend {
     }
 
     py::object hypervisor_;
-    ConfigArray config_;
+    ConfigMemory config_;
     PyModel model_;
     std::unique_ptr<Backend> backend_;
     std::thread::id owner_;
@@ -172,11 +182,11 @@ class PyBackend {
 
 void register_backend(py::module_& module) {
     py::class_<PyBackend>(module, "Backend")
-        .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&, ConfigArray,
+        .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&, const py::buffer&,
                       const py::bytes&, const py::bytes&, const py::bytes&, std::vector<std::uint16_t>,
                       std::vector<bool>, double, std::size_t>(),
              py::arg("hypervisor"), py::arg("frontend"), py::arg("model"), py::kw_only(), py::arg("device_id"),
-             py::arg("vendor_id"), py::arg("features"), py::arg("config").noconvert(), py::arg("hooked_reads"),
+             py::arg("vendor_id"), py::arg("features"), py::arg("config"), py::arg("hooked_reads"),
              py::arg("writable"), py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"),
              py::arg("spin_us") = 50.0, py::arg("map_budget") = 65536)
         .def("connect", &PyBackend::connect, py::arg("fe_to_be_ref"), py::arg("be_to_fe_ref"), py::arg("event_channel"),

@@ -40,10 +40,12 @@ class Site:
     @contextlib.contextmanager
     def emulator(self, domid: int) -> Iterator[subprocess.Popen[bytes]]:
         """A running `virtio-dm run` for the domain; terminated at the end."""
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "emulator", "run", "--domid", str(domid), "--hypervisor", HYPERVISOR],
-            stdin=subprocess.DEVNULL,
-        )
+        with self._log(domid).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "emulator", "run", "--domid", str(domid), "--hypervisor", HYPERVISOR],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
         # Before it has threads; they inherit it.
         os.sched_setaffinity(process.pid, {self.server_cpu})
         try:
@@ -56,6 +58,9 @@ class Site:
                 process.kill()
                 process.wait()
 
+    def _log(self, domid: int) -> Path:
+        return self.directory / f"emulator-{domid}.log"
+
     def guest(self, domid: int) -> GuestProcess:
         return GuestProcess(HYPERVISOR, domid, cpu=self.client_cpu)
 
@@ -65,7 +70,8 @@ class Site:
         deadline = time.monotonic() + START_SECONDS
         while self._store.read_optional(path) != str(int(State.INIT_WAIT)):
             if process.poll() is not None:
-                raise RuntimeError(f"the emulator of domain {domid} ended with code {process.returncode}")
+                said = self._log(domid).read_text().strip().rpartition("\n")[2]
+                raise RuntimeError(f"the emulator of domain {domid} ended with code {process.returncode}: {said}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the emulator of domain {domid} was not ready in {START_SECONDS:g} s")
             time.sleep(0.005)

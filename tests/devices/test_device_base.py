@@ -162,7 +162,6 @@ def test_hooks_must_name_a_field_the_driver_can_touch() -> None:
 
 def test_an_inherited_hook_can_be_overridden() -> None:
     class Quiet(Thing):
-        @on_read("count")
         def count(self) -> int:
             return 42
 

@@ -73,7 +73,9 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_disk_is_driven_over_a_pipe(agent: AgentProcess, emulator: StartEmulator, image: Path, tmp_path: Path) -> None:
+def test_a_disk_is_driven_over_a_pipe(
+    agent: AgentProcess, emulator: StartEmulator, image: Path, tmp_path: Path
+) -> None:
     emulator("rng", f"blk,path={image},serial=s-1")
     assert [entry["dev"] for entry in agent.do("list")["devices"]] == [0, 1]
     disk = agent.do("connect", dev=1)
@@ -98,7 +100,9 @@ def test_a_disk_is_driven_over_a_pipe(agent: AgentProcess, emulator: StartEmulat
     assert agent.ask("status", dev=1)["kind"] == "NoSuchDevice"
 
 
-def test_what_is_written_to_config_space_is_read_at_once(agent: AgentProcess, emulator: StartEmulator, image: Path) -> None:
+def test_what_is_written_to_config_space_is_read_at_once(
+    agent: AgentProcess, emulator: StartEmulator, image: Path
+) -> None:
     emulator(f"blk,path={image}")
     agent.do("connect", dev=0)
     answer = agent.do("config_race", dev=0, offset=32, values=["00", "01"], count=2000)
@@ -111,12 +115,13 @@ def test_measurements_come_back_as_recorders(agent: AgentProcess, emulator: Star
     for dev in (0, 1):
         agent.do("connect", dev=dev)
     agent.do("pin", cpu=min(os.sched_getaffinity(0)))
-    for op, keys in {
+    measurements: dict[str, dict[str, Any]] = {
         "measure_config_get": {"offset": 0, "size": 8, "count": 20},
         "measure_config_set": {"offset": 32, "data": "01", "count": 20},
         "measure_blk_read": {"count": 20},
         "measure_probe": {"count": 5},
-    }.items():
+    }
+    for op, keys in measurements.items():
         answer = agent.do(op, dev=1, **keys)
         assert LatencyRecorder.from_bytes(base64.b64decode(answer["recorder"])).count == keys["count"]
     assert agent.do("measure_config_get", dev=1, offset=0, size=4, count=3, idle=True)["count"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -56,7 +57,7 @@ def test_buffers_never_overlap_and_everything_comes_back(steps: list[tuple[str, 
                 assert buffer.offset % align == 0
                 assert buffer.offset + number <= 8 * PAGE
                 ranges = sorted((other.offset, other.offset + len(other.memory)) for other in [*taken, buffer])
-                assert all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+                assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
                 taken.append(buffer)
         elif taken:
             arena.free(taken.pop(number % len(taken)))

@@ -30,13 +30,6 @@ def test_devices_are_listed_and_probed(
     directory: Path, emulator: StartEmulator, image: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     emulator("rng", f"blk,path={image},serial=s-1", f"net,socket={tmp_path / 'a'},peer={tmp_path / 'b'}")
-    assert main([*LOCAL, "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[:3] for line in lines] == [
-        ["0", "device id 4", "rng"],
-        ["1", "device id 2", "blk"],
-        ["2", "device id 1", "net"],
-    ]
     assert main([*LOCAL, "probe", "1"]) == 0
     out = capsys.readouterr().out
     assert "device_id: 2\n" in out
@@ -51,6 +44,13 @@ def test_devices_are_listed_and_probed(
     assert len(bytes.fromhex(capsys.readouterr().out)) == 20
     assert main([*LOCAL, "net", "info", "2"]) == 0
     assert "mtu: 1500\n" in capsys.readouterr().out
+    assert main([*LOCAL, "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[:3] for line in lines] == [
+        ["0", "device id 4", "rng"],
+        ["1", "device id 2", "blk"],
+        ["2", "device id 1", "net"],
+    ]
     assert main([*LOCAL, "net", "send", "2", "ff" * 60]) == 0
     assert main(["--timeout", "1", *LOCAL[:4], "net", "receive", "2"]) == FAILED
     assert "no frame came" in capsys.readouterr().err

@@ -112,7 +112,9 @@ def test_a_device_that_lacks_a_queue_is_marked_failed(domain: Domain, directory:
         assert raw.device.statuses[-1] & FAILED
 
 
-@pytest.mark.parametrize(("device_id", "driver"), [(1, NetDevice), (2, BlockDevice), (4, RngDevice), (77, VirtioDevice)])
+@pytest.mark.parametrize(
+    ("device_id", "driver"), [(1, NetDevice), (2, BlockDevice), (4, RngDevice), (77, VirtioDevice)]
+)
 def test_a_device_gets_the_driver_for_its_kind(
     domain: Domain, directory: Path, device_id: int, driver: type[VirtioDevice]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,7 @@ class Cable:
         self.emulator = emulator
         self.domains = [open_local(directory, domid) for domid in (1, 2)]
         ends = (sockets / "1", sockets / "2")
-        self.specs = [
-            f"net,socket={ends[i]},peer={ends[1 - i]},mac={MACS[i].hex(':')}{options}" for i in range(2)
-        ]
+        self.specs = [f"net,socket={ends[i]},peer={ends[1 - i]},mac={MACS[i].hex(':')}{options}" for i in range(2)]
         self.emulators: list[Emulator] = [emulator(spec, domid=i + 1) for i, spec in enumerate(self.specs)]
 
     def connect(self, refuse: int = 0) -> tuple[NetDevice, NetDevice]:
@@ -40,8 +38,8 @@ class Cable:
 
 
 @pytest.fixture
-def cable(emulator: StartEmulator, directory: Path, tmp_path: Path) -> Iterator[Cable]:
-    yield Cable(emulator, directory, tmp_path)
+def cable(emulator: StartEmulator, directory: Path, tmp_path: Path) -> Cable:
+    return Cable(emulator, directory, tmp_path)
 
 
 def test_config_space_is_what_the_host_said(emulator: StartEmulator, domain: Domain, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.raw_backend import NEEDS_RESET, PROBED, RawBackend, RawQueue, ScriptedDevice, State, local_machine
 
 from cpp_ring import ChannelError, ChannelTimeout, PeerDead
 from guest import messages
@@ -34,6 +33,7 @@ from guest.net import MRG_RXBUF, NetDevice
 from guest.rng import RngDevice
 from guest.transport import Transport
 from guest.xenbus import MAX_QUEUES
+from tests.raw_backend import NEEDS_RESET, PROBED, RawBackend, RawQueue, ScriptedDevice, State, local_machine
 
 LATE = 20.0
 """Seconds after which a call that should have ended long before counts as hung."""
@@ -288,14 +288,24 @@ def test_a_backend_that_is_dead_on_arrival_is_given_up(
         transport.close()
 
 
-GARBAGE = ["", "-1", "x", "1 x", "4294967296", "1" * 4000, "\x00", "1\n", "0x2", "１", "1" + " 1" * 100]
+GARBAGE = [
+    "",
+    "-1",
+    "x",
+    "1 x",
+    "4294967296",
+    "1" * 4000,
+    "\x00",
+    "1\n",
+    "0x2",
+    "\N{FULLWIDTH DIGIT ONE}",
+    "1" + " 1" * 100,
+]
 
 
 @pytest.mark.parametrize("node", ["state", "versions", "max-queues", "device-id", "online"])
 @pytest.mark.parametrize("value", GARBAGE, ids=range(len(GARBAGE)))
-def test_nonsense_in_the_store_is_an_error_not_a_crash(
-    domain: Domain, directory: Path, node: str, value: str
-) -> None:
+def test_nonsense_in_the_store_is_an_error_not_a_crash(domain: Domain, directory: Path, node: str, value: str) -> None:
     raw = RawBackend(directory, ScriptedDevice())
     raw.attach(**{node.replace("-", "_"): value})
     transport = Transport(domain, 0)
@@ -424,9 +434,7 @@ LIES_IN_PROBE = {
 
 
 @pytest.mark.parametrize("lie", LIES_IN_PROBE)
-def test_a_lie_during_probe_ends_the_probe_and_leaves_the_device(
-    domain: Domain, backend: RawBackend, lie: str
-) -> None:
+def test_a_lie_during_probe_ends_the_probe_and_leaves_the_device(domain: Domain, backend: RawBackend, lie: str) -> None:
     msg_id, payload = LIES_IN_PROBE[lie]
     backend.device.lies[msg_id] = payload
     with pytest.raises((BadAnswer, InitialisationFailed)):
@@ -569,6 +577,12 @@ class Server(RawBackend):
             self._use(self._queue, head)
 
 
+def use_twice(queue: RawQueue, head: int) -> None:
+    queue.put_used(head, 16)
+    queue.put_used(head, 16)
+    queue.publish()
+
+
 USED_RING_LIES: dict[str, Callable[[RawQueue, int], None]] = {
     "id not in flight": lambda queue, head: queue.use((head + 1) % queue.size, 16),
     "id past the table": lambda queue, head: queue.use(queue.size, 16),
@@ -577,7 +591,7 @@ USED_RING_LIES: dict[str, Callable[[RawQueue, int], None]] = {
     "4 GiB written": lambda queue, head: queue.use(head, 0xFFFFFFFF),
     "used.idx ahead of what was offered": lambda queue, head: queue.publish(queue.size + 1),
     "used.idx behind": lambda queue, head: queue.publish(0xFFFF),
-    "the same id twice": lambda queue, head: (queue.put_used(head, 16), queue.put_used(head, 16), queue.publish())[-1],
+    "the same id twice": use_twice,
 }
 
 
@@ -720,9 +734,7 @@ def receiving(buffers: int, written: int) -> Callable[[RawQueue, int], None]:
 
 
 @pytest.mark.parametrize("buffers", [0, 9, 65535])
-def test_a_received_frame_of_impossibly_many_buffers_is_an_error(
-    domain: Domain, directory: Path, buffers: int
-) -> None:
+def test_a_received_frame_of_impossibly_many_buffers_is_an_error(domain: Domain, directory: Path, buffers: int) -> None:
     model = ScriptedDevice(1, features=1 << MRG_RXBUF, config=bytes(24), queue_sizes=(8, 8))
     with Server(directory, model, receiving(buffers, 100)) as raw:
         raw.attach()
