@@ -27,8 +27,8 @@ HEADER: Final = struct.Struct("<IIII")
 """type, req_id, tx_id, length of the payload that follows."""
 
 PAYLOAD_MAX: Final = 4096
-ABS_PATH_MAX: Final = 3072
 REL_PATH_MAX: Final = 2048
+"""Bytes of a path, what /local/domain/<domid>/ takes not counted."""
 
 ERRORS: Final = (
     "EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO",

@@ -49,12 +49,13 @@ class Dispatch:
 
     def activate(self, features: int, queues: list[int]) -> None:
         device = self._device
-        known = device.queues_for(features)
+        known = [*device.queues_for(features)]
+        known += [None] * (len(device.queues) - len(known))
         self._handlers = [device.handler(queue) if queue else None for queue in known]
         self._ready = [device.ready_handler(queue) if queue else None for queue in known]
         for index in queues:
-            if index >= len(known) or known[index] is None:
-                raise RequestError(f"virtqueue {index} is set up, but the negotiated features have none of that index")
+            if known[index] is None:
+                raise _no_queue(index)
         device.activate(features, queues)
 
     def reset(self) -> None:
@@ -63,7 +64,7 @@ class Dispatch:
     def process(self, queue: int, batch: Batch) -> Sequence[int]:
         handler = self._handlers[queue]
         if handler is None:
-            raise RuntimeError(f"virtqueue {queue} has no handler, but requests")
+            raise _no_queue(queue)
         written = []
         for head, readable, writable in batch:
             request = Request(queue, head, readable, writable)
@@ -104,6 +105,10 @@ class Dispatch:
         except BaseException:  # the text of the error, or memory for it, may fail as well
             return MODEL_ERROR
         return MODEL_ERROR
+
+
+def _no_queue(index: int) -> RequestError:
+    return RequestError(f"virtqueue {index} is in use, but the negotiated features have none of that index")
 
 
 class Services:

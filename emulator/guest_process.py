@@ -29,6 +29,7 @@ class GuestProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            process_group=0,  # Ctrl-C is for us, who end it in order
         )
         self._buffer = bytearray()
         if cpu is not None:

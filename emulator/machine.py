@@ -97,7 +97,7 @@ def require_domain(machine: Machine, store: Store, domid: int) -> None:
     if not store.is_domain_introduced(domid):
         raise Failure(
             ExitCode.NO_DOMAIN,
-            f"no domain {domid} on {machine.name}; `virtio-dm local create {domid}` makes one on a local machine",
+            f"no domain {domid} on {machine.name}; `virtio-dm local {machine.name.machine} --create {domid}` makes one",
         )
 
 

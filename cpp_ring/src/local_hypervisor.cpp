@@ -172,7 +172,8 @@ void LocalEventChannels::unbind(Port port) noexcept {
 
 void LocalEventChannels::notify(Port port) noexcept {
     // A full socket means that the peer is pending already. MSG_DONTWAIT, not O_NONBLOCK: nobody else can take it away.
-    ::send(socket_of(port), "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const int socket = socket_of(port);
+    if (socket >= 0) ::send(socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 std::optional<Port> LocalEventChannels::pending() noexcept {
@@ -181,7 +182,7 @@ std::optional<Port> LocalEventChannels::pending() noexcept {
     const auto port = static_cast<Port>(event.data.u64);
     const int socket = socket_of(port);
     // A peer that shut its end down would have this port pending for ever: once is enough.
-    if (::recv(socket, cleared_.data(), cleared_.size(), MSG_DONTWAIT) == 0)
+    if (socket >= 0 && ::recv(socket, cleared_.data(), cleared_.size(), MSG_DONTWAIT) == 0)
         ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, socket, nullptr);
     return port;
 }

@@ -60,6 +60,10 @@ SplitQueueDriver::SplitQueueDriver(std::shared_ptr<SharedPages> pages, std::uint
     base_ = pages_->bytes().data() + first_page * page_size;
     address_ = grant_address(pages_->first_ref(), first_page * page_size);
     ring_ = SplitRing(size, base_, base_ + layout.driver, base_ + layout.device);
+    // What stands there may be of an earlier life of the pages. The rest is written before it is pointed to.
+    for (std::uint16_t* word :
+         {ring_.avail_flags, ring_.avail_idx, ring_.used_event, ring_.used_flags, ring_.used_idx, ring_.avail_event})
+        SharedMemory::store_relaxed(word, std::uint16_t{0});
     driver_offset_ = layout.driver;
     device_offset_ = layout.device;
     indirect_offset_ = layout.indirect;
@@ -138,6 +142,7 @@ void SplitQueueDriver::put(Descriptor* at, std::size_t i, std::size_t next, std:
 }
 
 void SplitQueueDriver::publish() noexcept {
+    if (avail_published_ == avail_next_) return;
     unkicked_ += static_cast<std::uint16_t>(avail_next_ - avail_published_);
     avail_published_ = avail_next_;
     // Partner: pop() and has_work() of the device. Ring entries, descriptors and payload come before the index.

@@ -237,7 +237,7 @@ class Broker:
             connection = HypervisorConnection(accepted, listener.domain, self)
         listener.connections[connection] = None
         self._connections[connection] = listener
-        self._listen_to(connection)
+        self._run(connection, lambda: True)
 
     def _turn_away(self, listener: Listener) -> None:
         os.close(self._reserve)
@@ -256,14 +256,12 @@ class Broker:
     def _run(self, connection: Connection, action: Callable[[], bool]) -> None:
         """Lets a connection do its part; a fault in here costs that connection alone."""
         try:
-            alive = action()
+            if action():
+                self._listen_to(connection)
+                return
         except Exception:
             self._report_fault()
-            alive = False
-        if alive:
-            self._listen_to(connection)
-        else:
-            self._drop(connection)
+        self._drop(connection)
 
     def _listen_to(self, connection: Connection) -> None:
         """To what a connection waits for: requests, room for its answers, or nothing while one is held back."""

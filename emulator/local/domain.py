@@ -14,4 +14,4 @@ class Domain:
         self.domid = domid
         self.account = Account(None if domid == 0 else limits.descriptors)
         self.grants = GrantTable(limits.grant_pages, self.account)
-        self.ports = PortTable(domid, limits.ports, self.account)
+        self.ports = PortTable(domid, limits.ports if domid else limits.dom0_ports, self.account)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.local import wire
@@ -50,7 +51,7 @@ class Answer(NamedTuple):
     value: int = 0
     records: bytes = b""
     record_count: int = 0
-    fds: list[int] = []  # noqa: RUF012 - never changed
+    fds: Sequence[int] = ()
     owned: bool = True
 
 
@@ -296,7 +297,8 @@ class HypervisorConnection:
     def _let_go(self, notify: Notify | None) -> None:
         if notify is None:
             return
-        os.pwrite(notify.share.fd, b"\0", notify.offset)
+        with contextlib.suppress(OSError):  # out of memory: the rest must still be taken back
+            os.pwrite(notify.share.fd, b"\0", notify.offset)
         port = self._ports.get(notify.port)
         if port is not None and port.peer is not None:
             port.peer.raise_event()

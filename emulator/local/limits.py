@@ -21,6 +21,7 @@ class Limits(NamedTuple):
     """Held by the broker: 1 a connection, 1 a share, 2 a pair of ports. Not for dom0."""
     grant_pages: int = 65536
     ports: int = 1024
+    dom0_ports: int = 65536
     mappings: int = 65536
     """Of one connection."""
     nodes: int = 1000

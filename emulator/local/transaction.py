@@ -220,7 +220,9 @@ class Transaction:
 
 
 def _readers(path: str, before: Node, after: Node) -> list[Perms]:
-    """Who may read the node before or after the change, or its parent, may know of it."""
-    above = parent_of(path) if path != "/" else path
-    nodes = [find(before, path), find(after, path), find(after, above) or find(before, above)]
-    return [node.perms for node in nodes if node is not None]
+    """Who may read the node before or after the change, or its parent, may know of it; nobody if it never was."""
+    nodes = [node for node in (find(before, path), find(after, path)) if node is not None]
+    if nodes and path != "/":
+        above = find(after, parent_of(path)) or find(before, parent_of(path))
+        nodes += [above] if above is not None else []
+    return [node.perms for node in nodes]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from cpp_ring.xs_wire import ABS_PATH_MAX, REL_PATH_MAX
+from cpp_ring.xs_wire import REL_PATH_MAX
 from emulator.local.errors import Refused
 
 READ: Final = 1
@@ -18,6 +19,7 @@ Perms = tuple[tuple[int, int], ...]
 
 _LETTERS: Final = {"n": 0, "r": READ, "w": WRITE, "b": READ | WRITE}
 _FLAGS: Final = {flags: letter for letter, flags in _LETTERS.items()}
+_HOME: Final = re.compile(r"/local/domain/[0-9]{1,5}/")
 _CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@")
 
 
@@ -75,7 +77,7 @@ def replace(root: Node, path: str, node: Node | None) -> Node:
 
 
 def walk(path: str, node: Node) -> Iterator[tuple[str, Node]]:
-    """A node and everything below it, parents first. Paths may be 1,500 names deep: no recursion."""
+    """A node and everything below it, parents first. Paths may be 1,000 names deep: no recursion."""
     todo = [(path, node)]
     while todo:
         path, node = todo.pop()
@@ -93,8 +95,10 @@ def canonical(path: str, domid: int) -> str:
     if not _CHARACTERS.issuperset(path) or path.startswith("@"):
         raise Refused(errno.EINVAL)
     absolute = path if path.startswith("/") else f"/local/domain/{domid}/{path}"
-    too_long = len(path) > (ABS_PATH_MAX if path.startswith("/") else REL_PATH_MAX)
-    if too_long or "//" in absolute or (absolute.endswith("/") and absolute != "/"):
+    home = _HOME.match(absolute)
+    if len(absolute) - (home.end() if home else 0) > REL_PATH_MAX:
+        raise Refused(errno.EINVAL)
+    if "//" in absolute or (absolute.endswith("/") and absolute != "/"):
         raise Refused(errno.EINVAL)
     return absolute
 

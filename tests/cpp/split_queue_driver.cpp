@@ -2,10 +2,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
 #include "fake_hypervisor.hpp"
+#include "split_queue_device.hpp"
 
 namespace cpp_ring::test {
 namespace {
@@ -163,6 +165,23 @@ TEST_CASE("split queue driver: what no chain may be is a mistake of the caller")
     CHECK_THROWS_AS(static_cast<void>(queue.driver.add({}, empty)), std::invalid_argument);
     CHECK_THROWS_AS(static_cast<void>(queue.driver.add(huge, {})), std::invalid_argument);
     CHECK(queue.driver.free_descriptors() == 4);
+}
+
+TEST_CASE("split queue driver: laid out in pages that had another life, it starts at index 0") {
+    FakeHypervisor hypervisor;
+    const std::shared_ptr<SharedPages> arena = hypervisor.share(0, 4, true);
+    std::ranges::fill(arena->bytes(), std::byte{0xa5});
+    SplitQueueDriver driver(arena, 16, event_idx);
+    CHECK(!driver.has_used());
+    GuestMemory memory(hypervisor, 1, 16);
+    SplitQueueDevice device;
+    REQUIRE(!device.activate({16, driver.descriptor_address(), driver.driver_address(), driver.device_address()},
+                             event_idx, memory));
+    CHECK(!device.has_work());
+    const std::array piece{Piece{grant_address(arena->first_ref(), 0), 1}};
+    REQUIRE(driver.add(piece, {}));
+    driver.publish();
+    CHECK(driver.needs_kick());
 }
 
 TEST_CASE("split queue driver: in order, descriptors run round the table (section 2.7.9)") {

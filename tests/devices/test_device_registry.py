@@ -59,7 +59,7 @@ def test_an_entry_point(monkeypatch: pytest.MonkeyPatch, echo: Path) -> None:
             EntryPoint("blk", "echo:Echo", registry.ENTRY_POINT_GROUP),
         ]
     )
-    monkeypatch.setattr(registry, "entry_points", found.select)
+    monkeypatch.setattr(registry, "_entry_points", lambda: found)
     assert names() == ["blk", "net", "rng", "echo", "gone"]
     assert load("echo").name == "echo"
     assert load("blk").name == "blk", "an installed package cannot take the place of a model of the table"

@@ -211,3 +211,14 @@ def test_a_transaction_that_ended_is_over(store: Store) -> None:
     with pytest.raises(StoreError, match="has ended"):
         t.write("/a", "2")
     assert store.read("/a") == "1"
+
+
+def test_a_node_made_and_removed_inside_never_was(store: Store, other: Store) -> None:
+    other.watch("/", "t")
+    assert other.next_event(10) == ("/", "t")
+    with store.transaction() as t:
+        t.write("/brief", "")
+        t.rm("/brief")
+        t.write("/stays", "")
+    assert other.next_event(10) == ("/stays", "t")
+    assert other.events() == []

@@ -1,0 +1,3 @@
+from tests.emulator.machines import machine, whole_machine
+
+__all__ = ["machine", "whole_machine"]
