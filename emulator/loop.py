@@ -68,11 +68,10 @@ class EventLoop:
             os.write(self._wake_write, b"\0")
 
     def stop(self) -> None:
-        """Makes `run` return after the present callback."""
+        """Makes `run` return after the present callback, for good."""
         self._stopped = True
 
     def run(self) -> None:
-        self._stopped = False
         while not self._stopped:
             busy = self._before_sleep is not None and self._before_sleep()
             due = self._run_timers()

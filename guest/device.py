@@ -89,6 +89,7 @@ class VirtioDevice:
         self.features = 0
         self.info = DeviceInfo(0, 0, 0, 0, 0)
         self._generation_seen = 0
+        self._looked = 0.0
         self._resets = 0
         self._completed_at_reset = -1
         self._probing = False
@@ -308,16 +309,20 @@ class VirtioDevice:
 
         Raises RequestTimeout, NeedsReset, DeviceGone, ConnectionFailed, ChannelError.
         """
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        now = time.monotonic()
+        deadline = now + (self.timeout if timeout is None else timeout)
         while True:
             queue.reap()
             if done():
                 return
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if now > deadline:
                 raise RequestTimeout(f"no completion on virtqueue {queue.ring.index} before the deadline")
-            if not queue.ring.wait(min(left, SLICE)):
+            # Also while requests complete: a busy driver has to follow an unplug, too.
+            if now - self._looked > SLICE:
+                self._looked = now
                 self.service()
+            queue.ring.wait(min(max(0.0, deadline - now), SLICE))
+            now = time.monotonic()
 
     def perform(self, queue: RequestQueue, chain: Chain, timeout: float | None = None) -> None:
         """Submits one request and waits for it; on an exception it is abandoned."""

@@ -24,6 +24,8 @@ constexpr std::uint64_t many = 80'000;
 constexpr std::uint64_t many = 320'000;
 #endif
 
+std::uint32_t below(std::mt19937& random, std::uint32_t n) { return static_cast<std::uint32_t>(random() % n); }
+
 // An event channel of two threads: pending until it is waited for.
 class Event {
   public:
@@ -79,10 +81,10 @@ Result run_driver(SplitQueueDriver& driver, SharedPages& arena, Event& mine, Eve
     std::uint64_t next = 0;
     std::uint32_t idle = 0;
     while (result.done < plan.round_trips) {
-        const std::uint64_t batch = 1 + random() % driver.size();
+        const std::uint64_t batch = 1 + below(random, driver.size());
         // At any moment, also when the device is just about to sleep.
         if (driver.outstanding() == 0)
-            for (std::uint32_t i = random() % plan.patience; i != 0; --i) cpu_relax();
+            for (std::uint32_t i = below(random, plan.patience); i != 0; --i) cpu_relax();
         for (std::uint64_t i = 0; i < batch && next < plan.round_trips && !free_cells.empty(); ++i) {
             const std::size_t cell = free_cells.back();
             const std::uint64_t address = grant_address(arena.first_ref(), cell * sizeof(Cell));
@@ -110,9 +112,9 @@ Result run_driver(SplitQueueDriver& driver, SharedPages& arena, Event& mine, Eve
         result.wrong += lied;
         if (got) {
             driver.disable_interrupts();
-            idle = random() % plan.patience;
+            idle = below(random, plan.patience);
         } else if (idle-- == 0) {
-            idle = random() % plan.patience;
+            idle = below(random, plan.patience);
             if (driver.outstanding() == 0 || driver.enable_interrupts()) continue;
             ++result.sleeps;
             if (!mine.wait()) {
@@ -132,7 +134,7 @@ Result run_device(SplitQueueDevice& device, Event& mine, Event& peers, const Pla
     std::uint32_t idle = 0;
     while (result.done < plan.round_trips) {
         bool found = true;
-        for (std::uint32_t budget = 1 + random() % 8; budget != 0 && found; --budget) {
+        for (std::uint32_t budget = 1 + below(random, 8); budget != 0 && found; --budget) {
             result.wrong += static_cast<bool>(device.pop(chain, found));
             if (!found) break;
             std::uint64_t number = 0;
@@ -149,9 +151,9 @@ Result run_device(SplitQueueDevice& device, Event& mine, Event& peers, const Pla
             taken.clear();
             device.publish();
             if (device.needs_notification()) peers.notify();
-            idle = random() % plan.patience;
+            idle = below(random, plan.patience);
         } else if (idle-- == 0) {
-            idle = random() % plan.patience;
+            idle = below(random, plan.patience);
             if (device.enable_notifications()) continue;
             ++result.sleeps;
             if (!mine.wait()) {
@@ -194,8 +196,7 @@ class Meeting {
   public:
     void meet(std::mt19937& random) {
         wait();
-        for (volatile std::uint32_t i = random() % 64; i != 0; i = i - 1) {
-        }
+        random.discard(below(random, 24));
     }
     void wait() {
         const std::uint32_t round = round_.load(std::memory_order_relaxed);

@@ -1,5 +1,6 @@
 """Device models that tests ask for by `models.py:CLASS`: an echo that counts, and ones that misbehave."""
 
+import builtins
 import time
 
 from devices import ConfigSpace, Device, DeviceError, Hold, Queue, Request, le32, on_read, on_write
@@ -68,7 +69,7 @@ class Misbehaving(Echo):
         elif self._what == "NoText":
             raise NoTextError
         else:
-            raise getattr(__builtins__, self._what, None) or __builtins__[self._what]("on purpose")
+            raise getattr(builtins, self._what)("on purpose")
 
     @on_write("hooked")
     def set_hooked(self, value: int) -> None:

@@ -25,7 +25,17 @@ class Emulator:
     def __init__(self, domid: int, specs: tuple[str, ...]) -> None:
         arguments = [part for spec in specs for part in ("--device", spec)]
         command = [sys.executable, "-m", "emulator", "run", "--hypervisor", "local:m", "--domid", str(domid)]
+        self._domid = domid
+        self._count = len(specs)
         self._process = subprocess.Popen([*command, "--log-level", "error", *arguments])
+
+    def await_devices(self, dom0: Store) -> None:
+        """Returns when its devices are in the store, ready or not."""
+        dom0.watch("/local/domain", "devices")
+        for number in range(self._count):
+            while dom0.read_optional(f"/local/domain/{self._domid}/device/virtio-msg/{number}/backend") is None:
+                assert dom0.next_event(PATIENCE) is not None, f"no device {number}"
+        dom0.unwatch("/local/domain", "devices")
 
     def freeze(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -70,14 +80,11 @@ def emulator(dom0: Store) -> Iterator[StartEmulator]:
     not. All end with the test, and their devices go.
     """
     started: list[Emulator] = []
-    dom0.watch("/local/domain", "devices")
 
     def start(*specs: str, domid: int = 1) -> Emulator:
         process = Emulator(domid, specs)
         started.append(process)
-        for number in range(len(specs)):
-            while dom0.read_optional(f"/local/domain/{domid}/device/virtio-msg/{number}/backend") is None:
-                assert dom0.next_event(PATIENCE) is not None, f"no device {number}"
+        process.await_devices(dom0)
         return process
 
     yield start

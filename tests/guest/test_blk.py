@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cpp_ring.store import Store
 from guest.blk import CONFIG_WCE, DISCARD, FLUSH, WRITE_ZEROES, BlockDevice, Operation
 from guest.device import bits
 from guest.errors import DeviceGone, RequestFailed, Unsupported
-from guest.hypervisor import Domain
-from tests.guest.conftest import StartEmulator
+from guest.hypervisor import Domain, open_local
+from tests.guest.conftest import Emulator, StartEmulator
 
 SECTORS = 16384
 Toolstack = Callable[..., None]
@@ -26,44 +27,58 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def served(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Domain, Path]]:
+    """Domain 3 and the image that an emulator serves to it, for the tests that do no harm to either."""
+    path = tmp_path_factory.mktemp("served") / "disk.img"
+    path.write_bytes(random.Random(1).randbytes(SECTORS * 512))
+    process = Emulator(3, (f"blk,path={path},serial=disk-1",))
+    with Store.open(directory / "dom0" / "xenstored") as store:
+        process.await_devices(store)
+        yield open_local(directory, 3), path
+        process.stop()
+
+
 @pytest.fixture
-def disk(domain: Domain, emulator: StartEmulator, image: Path) -> BlockDevice:
-    emulator(f"blk,path={image},serial=disk-1")
-    return BlockDevice(domain, 0)
+def disk(served: tuple[Domain, Path]) -> Iterator[BlockDevice]:
+    with BlockDevice(served[0], 0) as device:
+        yield device
 
 
-def test_the_whole_image_is_read_as_it_is(disk: BlockDevice, image: Path) -> None:
+@pytest.fixture
+def content(served: tuple[Domain, Path]) -> Path:
+    """The image behind `disk`."""
+    return served[1]
+
+
+def test_the_whole_image_is_read_as_it_is(disk: BlockDevice, content: Path) -> None:
     assert disk.capacity == SECTORS
-    assert disk.read(0, SECTORS) == image.read_bytes()
-    disk.close()
+    assert disk.read(0, SECTORS) == content.read_bytes()
 
 
 @pytest.mark.parametrize(("sector", "count"), [(0, 1), (1, 7), (255, 258), (3, 4096), (SECTORS - 1, 1), (5, 0)])
-def test_any_range_is_written_and_read_back(disk: BlockDevice, image: Path, sector: int, count: int) -> None:
-    expected = bytearray(image.read_bytes())
+def test_any_range_is_written_and_read_back(disk: BlockDevice, content: Path, sector: int, count: int) -> None:
+    expected = bytearray(content.read_bytes())
     data = random.Random(2).randbytes(count * 512)
     disk.write(sector, data)
     disk.flush()
     expected[sector * 512 : (sector + count) * 512] = data
     assert disk.read(sector, count) == data
-    assert image.read_bytes() == expected
-    disk.close()
+    assert content.read_bytes() == expected
 
 
 def test_parts_of_sectors_are_refused(disk: BlockDevice) -> None:
     with pytest.raises(ValueError, match="511 bytes"):
         disk.write(0, bytes(511))
-    disk.close()
 
 
-def test_many_requests_in_flight_finish_in_any_order(disk: BlockDevice, image: Path) -> None:
-    content = image.read_bytes()
+def test_many_requests_in_flight_finish_in_any_order(disk: BlockDevice, content: Path) -> None:
+    expected = content.read_bytes()
     requests = [disk.submit(Operation.IN, 8 * i, size=4096) for i in range(64)]
     random.Random(3).shuffle(requests)
     for request in requests:
         assert request is not None
-        assert disk.finish(request) == content[request.sector * 512 : request.sector * 512 + 4096]
-    disk.close()
+        assert disk.finish(request) == expected[request.sector * 512 : request.sector * 512 + 4096]
 
 
 def test_a_full_arena_is_told_and_not_an_error(disk: BlockDevice) -> None:
@@ -78,7 +93,6 @@ def test_a_full_arena_is_told_and_not_an_error(disk: BlockDevice) -> None:
     assert len(disk.read(0, 4096)) == 4096 * 512
     with pytest.raises(ValueError, match="one request"):
         disk.submit(Operation.IN, 0, size=1 << 30)
-    disk.close()
 
 
 def test_requests_past_the_end_fail_and_leave_nothing_behind(disk: BlockDevice) -> None:
@@ -95,7 +109,6 @@ def test_requests_past_the_end_fail_and_leave_nothing_behind(disk: BlockDevice) 
         disk.finish(request)
     assert disk.transport.arena is not None
     assert disk.transport.arena.free_bytes == disk.transport.arena.pages * 4096
-    disk.close()
 
 
 def test_discard_and_write_zeroes_leave_zeroes(disk: BlockDevice) -> None:
@@ -105,21 +118,18 @@ def test_discard_and_write_zeroes_leave_zeroes(disk: BlockDevice) -> None:
     assert disk.read(200, 48) == bytes(48 * 512)
     disk.discard(1024, 1024)
     assert len(disk.read(1024, 1024)) == 1024 * 512
-    disk.close()
 
 
 def test_the_id_is_the_serial(disk: BlockDevice) -> None:
     assert disk.get_id() == "disk-1"
-    disk.close()
 
 
-def test_the_write_cache_is_switched(disk: BlockDevice, image: Path) -> None:
+def test_the_write_cache_is_switched(disk: BlockDevice, content: Path) -> None:
     assert disk.config["writeback"] == 1
     disk.set_writeback(False)
     assert disk.config["writeback"] == 0
     disk.write(0, b"x" * 512)
-    assert image.read_bytes()[:512] == b"x" * 512
-    disk.close()
+    assert content.read_bytes()[:512] == b"x" * 512
 
 
 def test_what_was_not_negotiated_is_not_used(domain: Domain, emulator: StartEmulator, image: Path) -> None:
@@ -141,7 +151,9 @@ def test_a_read_only_disk_refuses_writes(domain: Domain, emulator: StartEmulator
         assert disk.read(0, 16) == image.read_bytes()[: 16 * 512]
 
 
-def test_a_resize_is_seen(disk: BlockDevice, image: Path, toolstack: Toolstack) -> None:
+def test_a_resize_is_seen(domain: Domain, emulator: StartEmulator, image: Path, toolstack: Toolstack) -> None:
+    emulator(f"blk,path={image}")
+    disk = BlockDevice(domain, 0)
     with image.open("r+b") as file:
         file.truncate(2 * SECTORS * 512)
     toolstack("update", "1", "0")
@@ -201,14 +213,21 @@ def test_restarts_in_the_middle_of_a_long_write_lose_nothing(
         assert disk.read(0, SECTORS) == expected
 
 
-def test_an_unplugged_disk_is_gone(disk: BlockDevice, toolstack: Toolstack) -> None:
+def read_for_ever(disk: BlockDevice) -> None:
+    while True:
+        disk.read(0, 64)
+
+
+def test_an_unplugged_disk_is_gone(
+    domain: Domain, emulator: StartEmulator, image: Path, toolstack: Toolstack
+) -> None:
+    emulator(f"blk,path={image}")
+    disk = BlockDevice(domain, 0)
     disk.read(0, 1)
     detach = threading.Thread(target=toolstack, args=("detach", "1", "0"))
     detach.start()
-    while not disk.transport.lost():
-        disk.read(0, 64)
     with pytest.raises(DeviceGone):
-        disk.read(0, 64)
+        read_for_ever(disk)
     detach.join()
     disk.close()
 

@@ -1,0 +1,216 @@
+"""attach, detach, update and list, on a running emulator and without one; all through the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from emulator.exit_codes import ExitCode
+from emulator.store_paths import State
+from guest.blk import BlockDevice
+from tests.emulator.drivers import EchoDriver
+from tests.emulator.machines import MODELS, Machine
+
+ECHO = f"{MODELS}:Echo"
+
+
+def entries(machine: Machine) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(machine.command("list", "--json").stdout)
+    return [row for row in rows if row["domid"] == machine.domid]
+
+
+def test_attach_on_a_running_emulator_returns_when_the_device_is_ready(machine: Machine) -> None:
+    process = machine.run()
+    assert [machine.attach(ECHO), machine.attach("rng")] == [0, 1]
+    assert machine.node("state", 1) == str(int(State.INIT_WAIT))
+    with EchoDriver(machine.domain(), 0) as device:
+        assert device.echo(b"x") == b"x"
+        machine.await_state(State.CONNECTED)
+        row, other = entries(machine)
+        assert row == {
+            "domid": machine.domid,
+            "devid": 0,
+            "model": ECHO,
+            "spec": ECHO,
+            "backend_state": "connected",
+            "frontend_state": "connected",
+            "device_id": 66,
+            "error": None,
+            "pid": process.pid,
+        }
+        assert other["model"] == "rng"
+
+
+def test_attach_without_an_emulator_prepares_the_device_for_one(machine: Machine) -> None:
+    done = machine.command("attach", str(machine.domid), ECHO)
+    assert done.stdout == "0\n"
+    assert f"virtio-dm run --domid {machine.domid}" in done.stderr
+    assert entries(machine)[0]["pid"] is None
+    machine.run()
+    machine.await_state(State.INIT_WAIT)
+
+
+def test_the_lowest_free_number_is_taken_and_one_in_use_is_refused(machine: Machine) -> None:
+    for _ in range(3):
+        machine.attach("rng")
+    machine.command("detach", str(machine.domid), "1")
+    assert machine.attach("rng") == 1
+    assert machine.command("attach", str(machine.domid), "rng", "--id", "7").stdout == "7\n"
+    machine.command("attach", str(machine.domid), "rng", "--id", "7", code=ExitCode.REFUSED)
+
+
+def test_nodes_have_the_least_permissions(machine: Machine) -> None:
+    machine.attach(f"{ECHO},start=5")
+    home = f"/local/domain/0/backend/virtio-msg/{machine.domid}/0"
+    with machine.frontend_store() as store:
+        assert store.read(f"{home}/state") == "1"
+        for secret in ("spec", "update"):
+            with pytest.raises(OSError, match=r"EACCES|ENOENT"):
+                store.read(f"{home}/{secret}")
+        with pytest.raises(OSError, match="EACCES"):
+            store.write(f"{home}/state", "4")
+        with pytest.raises(OSError, match="EACCES"):
+            store.write(f"{machine.frontend_path()}/backend", "/elsewhere")
+        store.write(f"{machine.frontend_path()}/state", "1")
+
+
+def test_detach_takes_a_device_from_a_guest_that_follows(machine: Machine) -> None:
+    machine.run()
+    machine.attach(ECHO)
+    device = EchoDriver(machine.domain(), 0)
+    machine.command("detach", str(machine.domid), "0", "--no-wait")
+    machine.await_state(State.CLOSING)
+    assert device.transport.lost()
+    device.close()
+    machine.await_removal()
+
+
+def test_detach_does_not_wait_for_ever_for_a_guest_that_does_not(machine: Machine) -> None:
+    process = machine.run()
+    machine.attach(ECHO)
+    device = EchoDriver(machine.domain(), 0)
+    machine.command("detach", str(machine.domid), "0")
+    assert machine.node("state") is None
+    assert any("did not let go" in line for line in process.lines)
+    assert not device.transport.frontend.backend_alive
+    device.close()
+
+
+def test_detach_without_an_emulator_removes_the_device_at_once(machine: Machine) -> None:
+    machine.attach("rng")
+    machine.command("detach", str(machine.domid), "0")
+    assert entries(machine) == []
+    machine.command("detach", str(machine.domid), "0", code=ExitCode.NO_DEVICE)
+
+
+def test_a_number_can_be_used_again_at_once(machine: Machine) -> None:
+    machine.run()
+    for _ in range(3):
+        machine.attach(ECHO)
+        with EchoDriver(machine.domain(), 0) as device:
+            assert device.echo(b"y") == b"y"
+        machine.command("detach", str(machine.domid), "0")
+
+
+def test_update_reaches_the_guest_and_the_next_emulator(machine: Machine) -> None:
+    process = machine.run()
+    machine.attach(f"{ECHO},start=1")
+    with EchoDriver(machine.domain(), 0) as device:
+        assert device.config_number(0, 4) == 1
+        machine.command("update", str(machine.domid), "0", "start=9")
+        assert device.wait_config_change(10)
+        assert device.config_number(0, 4) == 9
+        process.stop()
+        machine.run()
+        device.wait_config_change(10)
+        assert device.config_number(0, 4) == 9
+
+
+def test_update_of_a_device_that_no_guest_uses_works(machine: Machine) -> None:
+    machine.run()
+    machine.attach(ECHO)
+    machine.command("update", str(machine.domid), "0", "start=3")
+    with EchoDriver(machine.domain(), 0) as device:
+        assert device.config_number(0, 4) == 3
+
+
+@pytest.mark.parametrize("change", ["start=13", "start=many", "nonsense=1"])
+def test_an_update_that_is_refused_changes_nothing_and_says_why(machine: Machine, change: str) -> None:
+    machine.run()
+    machine.attach(f"{ECHO},start=1")
+    with EchoDriver(machine.domain(), 0) as device:
+        done = machine.command("update", str(machine.domid), "0", change, code=ExitCode.REFUSED)
+        assert change.partition("=")[0] in done.stderr
+        assert device.config_number(0, 4) == 1
+    machine.command("update", str(machine.domid), "0", "start=2")
+
+
+def test_update_needs_an_emulator_and_a_device(machine: Machine) -> None:
+    machine.attach(ECHO)
+    machine.command("update", str(machine.domid), "0", "start=1", code=ExitCode.REFUSED)
+    machine.run()
+    machine.command("update", str(machine.domid), "5", "start=1", code=ExitCode.NO_DEVICE)
+
+
+def test_a_disk_that_has_grown_is_seen_by_the_guest(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.touch()
+    os.truncate(image, 1 << 20)
+    machine.run()
+    machine.attach(f"blk,path={image}")
+    with BlockDevice(machine.domain(), 0) as disk:
+        assert disk.capacity == 2048
+        os.truncate(image, 2 << 20)
+        machine.command("update", str(machine.domid), "0")
+        assert disk.wait_config_change(10)
+        assert disk.capacity == 4096
+
+
+def test_attach_of_what_cannot_be_built_leaves_nothing(machine: Machine, tmp_path: Path) -> None:
+    machine.run()
+    machine.command("attach", str(machine.domid), "nonsense", code=ExitCode.BAD_DEVICE)
+    machine.command("attach", str(machine.domid), "blk", code=ExitCode.BAD_DEVICE)
+    machine.command("attach", str(machine.domid), f"blk,path={tmp_path}/none", code=ExitCode.MISSING_FILE)
+    misbehaving = f"{MODELS}:Misbehaving,where=open"
+    done = machine.command("attach", str(machine.domid), misbehaving, code=ExitCode.REFUSED)
+    assert "ValueError" in done.stderr
+    assert entries(machine) == []
+
+
+def test_a_relative_path_means_the_same_to_the_emulator(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(4096))
+    machine.run()
+    monkeypatch.chdir(tmp_path)
+    machine.attach("blk,path=disk.img,readonly=on")
+    assert entries(machine)[0]["spec"] == f"blk,path={tmp_path}/disk.img,readonly=on"
+
+
+def test_a_spec_that_was_wrong_is_built_once_it_is_right(machine: Machine) -> None:
+    machine.run()
+    machine.attach(ECHO)
+    home = f"/local/domain/0/backend/virtio-msg/{machine.domid}/0"
+    machine.command("detach", str(machine.domid), "0")
+    machine.command("attach", str(machine.domid), ECHO, "--no-wait")
+    machine.await_state(State.INIT_WAIT)
+    machine.command("detach", str(machine.domid), "0")
+
+    # As a toolstack without transactions would write it.
+    for name, value in {"frontend-id": machine.domid, "online": 1, "state": 1}.items():
+        machine.store.write(f"{home}/{name}", str(value))
+    machine.await_state(State.CLOSED)
+    assert (machine.node("error") or "").startswith("spec ")
+    machine.store.write(f"{home}/spec", ECHO)
+    machine.await_state(State.INIT_WAIT)
+    assert machine.node("error") is None
+
+
+def test_the_list_for_people_has_a_line_for_each_device(machine: Machine) -> None:
+    machine.attach("rng")
+    header, *lines = machine.command("list").stdout.splitlines()
+    assert header.split() == ["DOMID", "DEVID", "MODEL", "BACKEND", "FRONTEND", "PID", "SPEC", "ERROR"]
+    assert [str(machine.domid), "0", "rng", "initialising", "initialising", "-", "rng"] in [line.split() for line in lines]
