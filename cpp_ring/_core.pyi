@@ -69,8 +69,9 @@ class SharedPages:
         """Withdraws the grant; the pages stay while a view of them does. Idempotent."""
 
 class MappedPages:
-    """Pages of another domain; unmapped when collected."""
+    """Pages of another domain; unmapped by close() or when collected, and no view is left."""
 
+    def close(self) -> None: ...
     @property
     def memory(self) -> memoryview: ...
 
@@ -130,8 +131,8 @@ class Backend:
         spin_us: float = 50.0,
         map_budget: int = 65536,
     ) -> None:
-        """`config` (a writable buffer of bytes, shape (size,): a numpy array, a memoryview) is the memory plain reads are
-        answered from; masks have its length.
+        """`config` is the memory plain reads are answered from: a writable buffer of bytes, shape (size,), such as a
+        memoryview or a numpy array. Masks have its length.
 
         `features`: offered, of any width. `spin_us`: how long to spin after the last work before sleeping;
         0 never, infinity always. `map_budget`: pages of guest memory mapped at once at most.
@@ -264,7 +265,7 @@ class DriverQueue:
     @property
     def device_address(self) -> int: ...
     def add(self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]]) -> int:
-        """Offers one chain of (address, size) pieces; returns its head. Not yet visible: see publish. Raises QueueFull."""
+        """Offers one chain of (address, size) pieces; returns its head. Visible after kick(). Raises QueueFull."""
     def kick(self) -> bool:
         """Publishes what was added and notifies the device if it asked for it; True if it did notify."""
     def pop(self) -> tuple[int, int] | None:
@@ -283,9 +284,11 @@ class DriverQueue:
         writable: Sequence[tuple[int, int]],
         count: int,
         recorder: LatencyRecorder,
-        timeout: float = 2.0,
     ) -> None:
-        """`count` times add, kick, spin until used; each round trip recorded in ns. Raises ChannelTimeout."""
+        """`count` times add, kick, spin until used; each round trip recorded in ns.
+
+        Raises ChannelTimeout (ring full, or 2 s without an answer), ChannelError (the device lies).
+        """
     def close(self) -> None: ...
 
 # ---- measuring ----
@@ -319,7 +322,11 @@ class PingPong:
     """The limit: two words in shared memory, one cache line each, two processes; no protocol."""
 
     def __init__(self, fd: int) -> None:
-        """`fd`: a memfd of at least one page, shared by both processes."""
-    def serve(self, count: int) -> None:
-        """Answers `count` pings, spinning, GIL released. Returns early when the other side stops (1 s without a ping)."""
-    def measure(self, count: int, recorder: LatencyRecorder) -> None: ...
+        """`fd`: a memfd of at least one page, shared by both processes. Raises HostError."""
+    def serve(self, count: int, eventfd: int = -1) -> bool:
+        """Answers `count` pings, spinning; with `eventfd` asleep on it before each. False: a second without a ping."""
+    def measure(self, count: int, recorder: LatencyRecorder, eventfd: int = -1, pause_us: float = 100.0) -> bool:
+        """The other side, spinning; each round trip in ns. With `eventfd` leaves the server `pause_us` to fall asleep.
+
+        False: a second without an answer.
+        """

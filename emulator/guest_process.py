@@ -61,12 +61,12 @@ class GuestProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
+        self._process.stdout.close()  # a guest in the middle of an answer nobody reads must not wait for us
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
 
     def __enter__(self) -> GuestProcess:
         return self
@@ -90,4 +90,3 @@ class GuestProcess:
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer = bytearray(rest)
         return line
-

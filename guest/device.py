@@ -262,10 +262,14 @@ class VirtioDevice:
         """Writes up to 256 bytes; returns them as they now are. Raises ConfigRefused."""
         if len(data) > messages.MAX_CONFIG_DATA:
             raise ValueError(f"{len(data)} bytes in one config write, the limit is {messages.MAX_CONFIG_DATA}")
-        request = messages.set_config(self.transport.frontend.config_generation, offset, data)
+        before = self.transport.frontend.config_generation
+        request = messages.set_config(before, offset, data)
         answer = messages.config(self._call(messages.SET_CONFIG, request), offset, len(data))
         if answer is None:
             raise ConfigRefused(f"config write of {len(data)} bytes at {offset} refused: {self._objection()}")
+        # Our own write moves the generation by one; only what moves it further is a change to be told of.
+        if before == self._generation_seen and answer.generation == (before + 1) & 0xFFFFFFFF:
+            self._generation_seen = answer.generation
         return answer.data
 
     def config_changed(self) -> bool:

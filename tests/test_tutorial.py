@@ -71,7 +71,8 @@ def test_the_tutorial_does_what_it_says(shell: Path) -> None:
                     continue
                 done = subprocess.run(line, shell=True, cwd=shell, capture_output=True, text=True, timeout=PATIENCE)
                 assert done.returncode == 0, f"{line}: {done.stderr}"
-                assert [text.rstrip() for text in done.stdout.splitlines()][: len(expected)] == expected, f"{line}: {done.stdout}"
+                printed = [text.rstrip() for text in done.stdout.splitlines()]
+                assert printed[: len(expected)] == expected, line
     finally:
         for process in background:
             process.send_signal(signal.SIGTERM)

@@ -62,7 +62,13 @@ class PyBackend {
                                      queue_event_channels,
                                      arena ? arena->first : 0,
                                      arena ? arena->second : 0};
-        if (const GuestError error = backend_->connect(address)) raise_channel_error(error);
+        GuestError error;
+        {
+            const Busy busy(*this);
+            const GilReleased released(model_.gate());  // the hypervisor's answers may take a while
+            error = backend_->connect(address);
+        }
+        if (error) raise_channel_error(error);
     }
 
     const char* run() {

@@ -54,7 +54,8 @@ void measure(Frontend& self, std::uint8_t msg_id, const py::bytes& payload, std:
 
 void register_frontend(py::module_& module) {
     py::class_<Frontend>(module, "Frontend")
-        .def(py::init<Hypervisor&, DomId>(), py::arg("hypervisor"), py::arg("backend"), py::keep_alive<1, 2>())
+        .def(py::init<Hypervisor&, DomId>(), py::arg("hypervisor"), py::arg("backend"), py::keep_alive<1, 2>(),
+             py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("fe_to_be_ref", &Frontend::fe_to_be_ref)
         .def_property_readonly("be_to_fe_ref", &Frontend::be_to_fe_ref)
         .def_property_readonly("event_channel", &Frontend::event_channel)
@@ -94,7 +95,7 @@ void register_frontend(py::module_& module) {
                                [](const py::object& self) { return owned_view(self.cast<Frontend&>().be_page(), python_owner(self)); })
         .def("measure", &measure, py::arg("msg_id"), py::arg("payload"), py::arg("count"), py::arg("recorder"),
              py::arg("idle") = false)
-        .def("close", &Frontend::close);
+        .def("close", &Frontend::close, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace cpp_ring::bindings

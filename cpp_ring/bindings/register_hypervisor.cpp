@@ -41,12 +41,14 @@ void register_hypervisor(py::module_& module) {
         .def(
             "share",
             [](Hypervisor& self, DomId domid, std::size_t pages, bool writable) {
+                const py::gil_scoped_release released;  // the hypervisor's answer may take a while
                 return HeldShared{self.share(domid, pages, writable)};
             },
             py::arg("domid"), py::arg("pages"), py::arg("writable") = true, py::keep_alive<0, 1>())
         .def(
             "map",
             [](Hypervisor& self, DomId domid, GrantRef first, std::size_t count, bool writable) {
+                const py::gil_scoped_release released;
                 return HeldMapping{self.map(domid, first, count, writable)};
             },
             py::arg("domid"), py::arg("first_ref"), py::arg("count"), py::arg("writable") = true,
@@ -54,23 +56,25 @@ void register_hypervisor(py::module_& module) {
 
     py::class_<LocalHypervisor, Hypervisor>(module, "LocalHypervisor")
         .def(py::init([](const std::string& directory, DomId domid) {
+                 const py::gil_scoped_release released;
                  return std::make_unique<LocalHypervisor>(directory, domid);
              }),
              py::arg("directory"), py::arg("domid"));
 
     py::class_<HeldChannels>(module, "EventChannels")
         .def(py::init([](Hypervisor& hypervisor) { return HeldChannels{hypervisor.open_event_channels()}; }),
-             py::arg("hypervisor"), py::keep_alive<1, 2>())
+             py::arg("hypervisor"), py::keep_alive<1, 2>(), py::call_guard<py::gil_scoped_release>())
         .def("fileno", [](const HeldChannels& self) { return self.channels->fd(); })
         .def(
             "alloc_unbound", [](HeldChannels& self, DomId remote) { return self.channels->alloc_unbound(remote); },
-            py::arg("remote"))
+            py::arg("remote"), py::call_guard<py::gil_scoped_release>())
         .def(
             "bind_interdomain",
             [](HeldChannels& self, DomId remote, Port port) { return self.channels->bind_interdomain(remote, port); },
-            py::arg("remote"), py::arg("remote_port"))
+            py::arg("remote"), py::arg("remote_port"), py::call_guard<py::gil_scoped_release>())
         .def(
-            "unbind", [](HeldChannels& self, Port port) { self.channels->unbind(port); }, py::arg("port"))
+            "unbind", [](HeldChannels& self, Port port) { self.channels->unbind(port); }, py::arg("port"),
+            py::call_guard<py::gil_scoped_release>())
         .def(
             "notify", [](HeldChannels& self, Port port) { self.channels->notify(port); }, py::arg("port"))
         .def("pending", [](HeldChannels& self) { return self.channels->pending(); })

@@ -179,8 +179,11 @@ bool Backend::poll_channel() {
         return true;
     }
     ++counters_.requests;
+    const std::uint32_t before = mirrored_status_;
     mirror();
-    if (ring_->answer(answer_)) notify(cfg_port_);
+    // A queue that cannot be mapped shows in no answer: DEVICE_NEEDS_RESET is news of its own.
+    const bool news = (mirrored_status_ & ~before & status_needs_reset) != 0;
+    if (ring_->answer(answer_) || news) notify(cfg_port_);
     flush();
     return true;
 }
@@ -395,8 +398,10 @@ GuestError Backend::activate() {
 
 GuestError Backend::enable_queue(std::uint32_t index) {
     Queue& queue = queues_[index];
-    if (const GuestError error = queue.ring.activate(device_.queues()[index].geometry, device_.features64(), memory_))
+    if (const GuestError error = queue.ring.activate(device_.queues()[index].geometry, device_.features64(), memory_)) {
+        stop_queues();
         return error;
+    }
     ++queue.activation;
     queue.starved = true;  // the model is told of the first buffers
     queue.dirty = false;

@@ -37,9 +37,10 @@ class DeviceHooks {
     virtual bool accepts(std::span<const std::uint32_t> features) = 0;
     // Did the frontend offer an event channel for this queue?
     virtual bool has_channel(std::uint32_t index) = 0;
-    // DRIVER_OK: map and start the queues that are set up. An error leaves nothing mapped.
+    // DRIVER_OK: map and start the queues that are set up. An error leaves nothing running or mapped.
     virtual GuestError activate() = 0;
-    virtual GuestError enable_queue(std::uint32_t index) = 0;   // set up again after a RESET_VQUEUE
+    // Set up again after a RESET_VQUEUE. An error as in activate().
+    virtual GuestError enable_queue(std::uint32_t index) = 0;
     virtual void disable_queue(std::uint32_t index) = 0;        // RESET_VQUEUE
     virtual void reset() = 0;                                   // status 0: everything stops and is unmapped
 };

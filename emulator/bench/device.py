@@ -30,7 +30,7 @@ class Bench(Device):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config.plain = bytes(range(256))
+        self.config.memory[PLAIN_OFFSET : PLAIN_OFFSET + 256] = bytes(range(256))
         self.writes = 0
 
     @on_write("knob")

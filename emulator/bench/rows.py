@@ -41,15 +41,11 @@ class Row:
 
 def human(value: int, unit: str) -> str:
     """12 345 ns as "12.3 us", 1 048 576 bytes as "1.0 MB"."""
-    step, names = (1000.0, ("ns", "us", "ms", "s")) if unit == "ns" else (1e3, ("B", "kB", "MB", "GB"))
-    number = float(value)
-    for name in names[:-1]:
-        if number < step:
-            break
-        number /= step
-    else:
-        name = names[-1]
-    return f"{number:.0f} {name}" if number >= 100 or name in ("ns", "B") else f"{number:.1f} {name}"
+    step, names = 1000.0, ("ns", "us", "ms", "s") if unit == "ns" else ("B", "kB", "MB", "GB")
+    number, power = float(value), 0
+    while number >= step and power < len(names) - 1:
+        number, power = number / step, power + 1
+    return f"{number:.1f} {names[power]}" if power and number < 100 else f"{number:.0f} {names[power]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,8 @@ def targets(rows: dict[str, Row]) -> list[Target]:
     if present("config.get.256", LIMIT):
         result.append(Target(f"config.get.256 / {LIMIT}", p50("config.get.256") / p50(LIMIT), 1.8))
     if present("config.set.python", "config.get"):
-        result.append(Target("config.set.python - config.get, us", (p50("config.set.python") - p50("config.get")) / 1e3, 1.5))
+        hook = p50("config.set.python") - p50("config.get")
+        result.append(Target("config.set.python - config.get, us", hook / 1e3, 1.5))
     if present("config.get.asleep", "peer.eventfd"):
         result.append(Target("config.get.asleep / peer.eventfd", p50("config.get.asleep") / p50("peer.eventfd"), 1.3))
     for peer in ("peer.unix-socket", "peer.vhost-user"):

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cpp_ring import LatencyRecorder, pin_thread
 from emulator.bench import device, peers, vhost_user
@@ -100,7 +101,7 @@ def _config_rows(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
     guest.request("connect", dev=BENCH_DEVICE)
     guest.request("connect", dev=BLK_DEVICE)
 
-    def row(name: str, divisor: int, op: str, dev: int = BENCH_DEVICE, **parameters: object) -> Measured:
+    def row(name: str, divisor: int, op: str, dev: int = BENCH_DEVICE, **parameters: Any) -> Measured:
         def measure(count: int, recorder: LatencyRecorder) -> None:
             # Awake first: the backend's spin budget may have passed since its last turn.
             if "idle" not in parameters:

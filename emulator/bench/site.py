@@ -1,4 +1,4 @@
-"""Where the bench runs: a local machine of its own in a temporary directory, emulators on one core, guests on another."""
+"""Where the bench runs: a local machine of its own in a temporary directory, its backends on a core of their own."""
 
 from __future__ import annotations
 

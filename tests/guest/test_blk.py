@@ -218,9 +218,7 @@ def read_for_ever(disk: BlockDevice) -> None:
         disk.read(0, 64)
 
 
-def test_an_unplugged_disk_is_gone(
-    domain: Domain, emulator: StartEmulator, image: Path, toolstack: Toolstack
-) -> None:
+def test_an_unplugged_disk_is_gone(domain: Domain, emulator: StartEmulator, image: Path, toolstack: Toolstack) -> None:
     emulator(f"blk,path={image}")
     disk = BlockDevice(domain, 0)
     disk.read(0, 1)

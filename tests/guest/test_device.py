@@ -255,11 +255,19 @@ class Disk(RawBackend):
         self.complete_after = 10**9  # requests in this life that are completed
         self.then_die = False
         self.then_need_reset = False
+        self._complete_held = False
         self._queue: RawQueue | None = None
+
+    def complete_held(self) -> None:
+        """Completes the oldest request, from the next turn of the thread on."""
+        self._complete_held = True
 
     def idle(self) -> None:
         if not self.device.status & DRIVER_OK:
             return
+        if self._queue is not None and self._complete_held:
+            self._complete_held = False
+            self._queue.use(0, 1)
         if self._queue is None or self._queue.geometry != self.device.queues[0]:
             self._queue = RawQueue(self, 0)
             self.order.append([])
@@ -315,6 +323,33 @@ def test_an_abandoned_request_is_not_repeated(domain: Domain, directory: Path) -
             assert disk.order[-1] == [0, 2, 3]
             assert device.transport.arena is not None
             assert device.transport.arena.free_bytes == device.transport.arena.pages * 4096
+
+
+def test_an_abandoned_request_frees_its_buffers_when_it_comes_back(domain: Domain, directory: Path) -> None:
+    with Disk(directory) as disk:
+        disk.complete_after = 0
+        disk.attach()
+        with BlockDevice(domain, 0) as device:
+            request = device.submit(Operation.OUT, 0, data=bytes(512))
+            assert request is not None
+            device.abandon(request)
+            assert device.transport.arena is not None
+            assert device.transport.arena.free_bytes < device.transport.arena.pages * 4096
+            disk.complete_held()
+            device.wait(device.queues[0], lambda: len(device.queues[0]) == 0)
+            assert device.transport.arena.free_bytes == device.transport.arena.pages * 4096
+
+
+def test_an_abandoned_request_that_never_reached_the_ring_is_dropped(domain: Domain, directory: Path) -> None:
+    with Disk(directory) as disk:
+        disk.complete_after = 0
+        disk.attach()
+        with BlockDevice(domain, 0, queue_size=8) as device:
+            requests = [device.submit(Operation.OUT, sector, data=bytes(512)) for sector in range(8)]
+            assert requests[-1] is not None
+            assert len(device.queues[0]) == 8
+            device.abandon(requests[-1])
+            assert len(device.queues[0]) == 7
 
 
 def test_more_requests_than_the_ring_has_room_for_wait_their_turn(domain: Domain, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -16,10 +17,13 @@ from emulator.local.broker import Broker
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory for machines; short, since a socket's path holds 107 bytes."""
+    """A directory for machines, whose brokers end with the test; short, since a socket's path holds 107 bytes."""
     path = Path(tempfile.mkdtemp(prefix="vdm-"))
     monkeypatch.setenv("VIRTIO_DM_RUNTIME_DIR", str(path))
     yield path
+    for directory in path.iterdir():
+        with contextlib.suppress(local.MachineError), local.Control(directory) as control:
+            control.stop()
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -35,8 +39,6 @@ def machine(runtime: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def process_machine(runtime: Path) -> Iterator[Path]:
+def process_machine(runtime: Path) -> Path:
     """The directory of machine "p", whose broker is a process, as commands start it."""
-    yield local.ensure_broker("p")
-    if local.running("p"):
-        local.stop("p")
+    return local.ensure_broker("p")

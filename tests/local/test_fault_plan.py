@@ -103,3 +103,11 @@ def test_plans_are_limited(control: Control) -> None:
         control.fail(wire.GRANT_MAP, errno.EIO, domid=3)
     with pytest.raises(MachineError, match="no space"):
         control.fail(wire.GRANT_MAP, errno.EIO, domid=3)
+
+
+def test_a_plan_that_fails_everything_can_still_be_cleared(machine: Path, control: Control) -> None:
+    control.fail(ANY, errno.EIO, times=ANY)
+    with Control(machine) as another:
+        another.clear()
+    with Client(machine, 1) as guest:
+        guest.share(0)

@@ -69,7 +69,7 @@ def test_another_version_of_the_protocol_is_refused(machine: Path) -> None:
         assert client.refused(wire.HELLO, wire.VERSION + 1) == errno.EPROTO
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     packets=st.lists(
         st.one_of(
@@ -130,8 +130,9 @@ def test_connections_of_a_guest_are_limited_and_its_neighbour_has_its_own(machin
     assert len(clients) == 64
     with Client(machine, 2) as neighbour:
         neighbour.share(0)
-    for client in clients:
-        client.close()
+        for client in clients:
+            client.close()
+        neighbour.share(0)  # once it is answered, what closed before is gone at the next request
     with Client(machine, 1) as guest:
         guest.share(0)
 

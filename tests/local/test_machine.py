@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import select
 import signal
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +27,14 @@ def broker_pid(directory: Path) -> int:
         return control.pid
 
 
+def python(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """A Python that imports what this one does."""
+    search = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])
+    return subprocess.Popen(
+        [sys.executable, *arguments], text=True, env={**os.environ, "PYTHONPATH": search}, **options
+    )
+
+
 def end(pid: int) -> None:
     """Kills a process that is not a child and waits until it is gone."""
     handle = os.pidfd_open(pid)
@@ -35,11 +43,6 @@ def end(pid: int) -> None:
         assert select.select([handle], [], [], 10)[0]
     finally:
         os.close(handle)
-
-
-def ensure(name: str) -> int:
-    local.ensure_broker(name)
-    return broker_pid(local.machine_directory(name))
 
 
 def test_a_broker_is_started_once_and_found_again(process_machine: Path) -> None:
@@ -53,9 +56,10 @@ def test_a_broker_is_started_once_and_found_again(process_machine: Path) -> None
 
 
 def test_several_starters_at_once_start_one(runtime: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        pids = pool.map(ensure, ["race"] * 4)
-    local.stop("race")
+    script = "from emulator import local; print(local.Control(local.ensure_broker('race')).pid)"
+    starters = [python("-c", script, stdout=subprocess.PIPE) for _ in range(4)]
+    pids = [starter.communicate()[0] for starter in starters]
+    assert [starter.returncode for starter in starters] == [0] * 4
     assert len(set(pids)) == 1
 
 
@@ -95,15 +99,15 @@ def test_a_second_broker_is_refused_and_names_the_first(machine: Path) -> None:
 
 
 def test_a_broker_by_hand_serves_until_it_is_told_to_end(runtime: Path) -> None:
-    command = [sys.executable, "-m", "emulator.local", "hand", "--domains", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    command = ("-m", "emulator.local", "hand", "--domains", "2")
+    with python(*command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith(f"machine hand in {runtime / 'hand'}: dom0 and 2 domains")
         assert local.domains("hand") == [0, 1, 2]
-        second = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+        with python(*command, stderr=subprocess.PIPE) as second:
+            _, complaint = second.communicate()
         assert second.returncode == 6
-        assert f"has a broker already: process {process.pid}" in second.stderr
+        assert f"has a broker already: process {process.pid}" in complaint
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     assert not local.running("hand")

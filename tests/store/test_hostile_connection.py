@@ -128,7 +128,7 @@ def test_a_client_that_reads_nothing_is_not_served_for_ever(machine: Path) -> No
             assert len(guest.recv(16 + 2048, socket.MSG_WAITALL)) == 16 + 2048
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=st.lists(
         st.tuples(

@@ -77,7 +77,7 @@ def node_count(tree: Tree) -> int:
     return sum(1 for _ in walk("/", tree.root))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(first=STEPS, second=STEPS, third=STEPS)
 def test_a_committed_transaction_is_as_if_it_had_run_alone(
     first: list[Step], second: list[Step], third: list[Step]
@@ -115,7 +115,7 @@ def test_a_committed_transaction_is_as_if_it_had_run_alone(
     assert sum(tree.owned.values()) == node_count(tree)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(steps=STEPS)
 def test_the_changes_reported_are_the_changes_made(steps: list[Step]) -> None:
     tree = Tree()
