@@ -93,7 +93,8 @@ def test_a_model_that_fails_at_import_is_one_line(run: Run, tmp_path: Path) -> N
 def test_a_model_that_fails_when_it_is_asked_is_one_line(run: Run, tmp_path: Path, where: str) -> None:
     (tmp_path / "bad.py").write_text(
         "from devices import Device\n"
-        f"class Thing(Device):\n    name = 'thing'\n    device_id = 66\n    def {where}(self):\n        raise KeyError(1)\n"
+        "class Thing(Device):\n    name = 'thing'\n    device_id = 66\n"
+        f"    def {where}(self):\n        raise KeyError(1)\n"
     )
     code, _, err = run("run", "--domid", "1", "--device", "./bad.py:Thing")
     assert code == ExitCode.BAD_DEVICE

@@ -28,7 +28,7 @@ def test_a_lock_is_taken_once_and_names_its_holder(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
-    program = f"import os; from pathlib import Path; from emulator import lock; lock.take(Path({str(path)!r}), ''); os._exit(9)"
+    program = f"import os, pathlib; from emulator import lock; lock.take(pathlib.Path({str(path)!r}), ''); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 9
     assert lock.holder(path) is None
     os.close(lock.take(path, "does it"))
