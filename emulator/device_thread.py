@@ -124,7 +124,8 @@ class DeviceThread:
         if self._dispatch:
             self._dispatch.failed(where, error)
         else:
-            self._log.error("failed in %s: %r", where, error)
+            with contextlib.suppress(BaseException):  # the text of the error may fail as well
+                self._log.error("failed in %s: %s", where, type(error).__name__, exc_info=error)
 
     def _build(self, text: str) -> None:
         try:
@@ -214,7 +215,9 @@ class DeviceThread:
         if self._device is not None:
             self._call("reset")
             self._call("close")
-        self._device = self._engine = None
+        if self._dispatch is not None:
+            self._dispatch.detach()
+        self._device = self._dispatch = self._engine = None
 
     def _call(self, method: str) -> None:
         try:

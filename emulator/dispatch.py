@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from devices.device import Device, Handler
 from devices.errors import RequestError
@@ -40,6 +40,11 @@ class Dispatch:
         """Says what serves the model. Before anything is dispatched."""
         self._services = services
         self._device.backend = services
+
+    def detach(self) -> None:
+        """Lets go of the engine, which holds us: no garbage collector sees through it."""
+        if self._services is not None:
+            self._services.detach()
 
     def accepts(self, features: int) -> bool:
         if not self._device.accepts(features):
@@ -111,12 +116,23 @@ def _no_queue(index: int) -> RequestError:
     return RequestError(f"virtqueue {index} is in use, but the negotiated features have none of that index")
 
 
+class _Ended:
+    """In place of the engine of a device that has ended, for threads that its model left behind."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"{name}: the device has ended")
+
+
 class Services:
     """`devices.BackendServices` on the engine: what a model may ask for."""
 
     def __init__(self, engine: Backend, post: Callable[[Callable[[], None]], None]) -> None:
-        self._engine = engine
+        self._engine: Backend | _Ended = engine
         self.post = post
+
+    def detach(self) -> None:
+        """The device has ended: nothing here works any more but `post`, which does nothing."""
+        self._engine = _Ended()
 
     def pop(self, queue: int) -> Request | None:
         entry = self._engine.pop(queue)

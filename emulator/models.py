@@ -14,12 +14,11 @@ from emulator.spec import Spec
 
 def build(spec: Spec) -> Device:
     """The model, with nothing opened. Raises OptionError, one line, whatever the model's code raised."""
-    device_class = registry.load(spec.model)
     try:
-        return options.build(device_class, dict(spec.options))
+        return options.build(registry.load(spec.model), dict(spec.options))
     except OptionError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OptionError(f"{spec.model}: {type(error).__name__}: {error}") from error
 
 
@@ -35,7 +34,7 @@ def validate(spec: Spec) -> Spec:
         raise Failure(ExitCode.BAD_DEVICE, str(error)) from error
     except DeviceError as error:
         raise Failure(ExitCode.MISSING_FILE, str(error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Failure(ExitCode.BAD_DEVICE, f"{spec.model}: check failed: {type(error).__name__}: {error}") from error
     return spec
 
@@ -48,7 +47,7 @@ def absolute(spec: Spec) -> Spec:
         device_class = registry.load(model)
         initialiser = device_class.__init__
         hints = {} if initialiser is Device.__init__ else get_type_hints(initialiser)
-    except (OptionError, NameError, TypeError):
+    except (Exception, SystemExit):
         return Spec(model, spec.options)  # `build` says what is wrong with it
     paths = {name for name, hint in hints.items() if hint is Path or Path in get_args(hint)}
     return Spec(

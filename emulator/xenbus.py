@@ -87,13 +87,15 @@ class Xenbus:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Only the loss of the store ends what is in the context with an exception."""
+        """Only the loss of the store leaves the context as an exception."""
         try:
             yield
         except StoreError as error:
             if error.errno in STORE_GONE:
                 raise
             log.error("the store refused: %s", error)
+        except Exception:
+            log.exception("cannot serve a device")
 
     def _changed_devices(self, path: str, token: str) -> set[int]:
         if token == "domain":

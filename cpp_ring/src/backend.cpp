@@ -88,6 +88,7 @@ void Backend::disconnect() noexcept {
     fe_page_.reset();
     be_page_.reset();
     channels_.reset();  // unbinds all ports
+    address_ = {};
 }
 
 std::size_t Backend::mapped_pages() const noexcept {

@@ -38,8 +38,8 @@ inline bool drain(EventChannels& channels) noexcept {
     return any;
 }
 
-// Never longer than `timeout`, however large the spin budget. `ready()`: is it there? `alive()`: does the peer live? `arm()`: ask for an event, fence, false if it is there now;
-// `disarm()` afterwards.
+// Never longer than `timeout`, however large the spin budget. `ready()`: is it there? `alive()`: does the peer live?
+// `arm()`: ask for an event, fence, false if it is there now; `disarm()` afterwards.
 template <class Ready, class Alive, class Arm, class Disarm>
 [[nodiscard]] Wait wait_for(EventChannels& channels, std::uint64_t spin_ticks, Clock::duration timeout, Ready&& ready,
                             Alive&& alive, Arm&& arm, Disarm&& disarm) {

@@ -34,6 +34,8 @@ def command(name: str | None) -> None:
         models = {known: registry.load(known) for known in registry.names()}
     except OptionError as error:
         raise Failure(ExitCode.BAD_DEVICE, str(error)) from error
+    except SystemExit as error:
+        raise Failure(ExitCode.BAD_DEVICE, f"{name}: it ends the process that loads it") from error
     rows = [(known, model.device_id, summary(model)) for known, model in models.items()]
     for line in lines(("MODEL", "ID", "WHAT IT IS"), rows):
         click.echo(line)

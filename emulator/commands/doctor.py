@@ -84,6 +84,7 @@ def _local() -> Finding:
     try:
         open_machine(parse_hypervisor("local:doctor")).open_store().close()
         local.stop("doctor")
+        shutil.rmtree(local.machine_directory("doctor"), ignore_errors=True)
     except (Failure, local.MachineError) as error:
         return Finding("local hypervisor", False, str(error), True)
     return Finding("local hypervisor", True, "its broker starts on demand", True)

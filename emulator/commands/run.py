@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cpp_ring.store import StoreError
 from emulator.commands import options
 from emulator.config_file import RunFile, read
 from emulator.exit_codes import ExitCode, Failure
@@ -72,7 +73,7 @@ def command(
     log.configure(log_level)
     try:
         code = run(settings)
-    except Failure:
+    except (Failure, StoreError):
         raise
     except Exception:
         log.report_crash()

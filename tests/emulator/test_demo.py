@@ -322,6 +322,7 @@ def test_the_demo_ends_at_the_first_step_that_fails(demo_with: Callable[..., Dem
 
 def test_a_signal_waits_for_the_end_of_what_must_not_be_cut_short() -> None:
     reached = []
+    before = signal.getsignal(signal.SIGTERM)
 
     def work(interrupts: Interrupts) -> None:
         with interrupts.held():
@@ -332,7 +333,7 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_cut_short() -> None:
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
         work(interrupts)
     assert reached == ["the end of what is held"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_only_the_first_signal_interrupts() -> None:

@@ -144,14 +144,25 @@ def test_services_are_the_engines(model: Model, dispatch: Dispatch, engine: Engi
     assert engine.calls == [("config_changed",), ("needs_reset", 64), ("watch", 3, print), ("unwatch", 3)]
 
 
+def test_a_model_that_outlives_its_device_is_told_so(model: Model, dispatch: Dispatch) -> None:
+    dispatch.detach()
+    with pytest.raises(RuntimeError, match="config_changed: the device has ended"):
+        model.backend.config_changed()
+
+
 class UnspeakableError(Exception):
     def __str__(self) -> str:
         raise SystemExit(3)
 
 
+class UnspeakableRequestError(RequestError):
+    __str__ = UnspeakableError.__str__
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
+        (UnspeakableRequestError(), MODEL_ERROR),
         (RequestError("bad request"), REQUEST_ERROR),
         (ValueError("oops"), MODEL_ERROR),
         (SystemExit(1), MODEL_ERROR),

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from emulator import toolstack
 from emulator.exit_codes import ExitCode
+from emulator.machine import Machine as EmulatorMachine
+from emulator.machine import open_machine, parse_hypervisor
+from emulator.spec import parse
 from emulator.store_paths import State
 from guest.blk import BlockDevice
 from tests.emulator.drivers import EchoDriver
@@ -209,3 +213,27 @@ def test_the_list_for_people_has_a_line_for_each_device(machine: Machine) -> Non
     assert [str(machine.domid), "0", "rng", "initialising", "initialising", "-", "rng"] in [
         line.split() for line in lines
     ]
+
+
+def test_devices_that_come_and_go_leave_nothing_in_the_process(machine: Machine) -> None:
+    process = machine.run()
+
+    def held() -> tuple[int, int]:
+        """Open descriptors, threads."""
+        proc = Path(f"/proc/{process.pid}")
+        return len([*(proc / "fd").iterdir()]), len([*(proc / "task").iterdir()])
+
+    counts = []
+    for _ in range(4):
+        toolstack.attach(machine.store, 0, machine.domid, parse(ECHO))
+        machine.await_state(State.INIT_WAIT)
+        with EchoDriver(machine.domain(), 0) as device:
+            assert device.echo(b"z") == b"z"
+        toolstack.detach(whole(machine), machine.store, machine.domid, 0)
+        counts.append(held())
+    assert counts[0] == counts[-1]
+
+
+def whole(machine: Machine) -> EmulatorMachine:
+    """The machine as commands see it."""
+    return open_machine(parse_hypervisor(machine.name))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from cpp_ring import Frontend, LocalHypervisor
 from cpp_ring.store import Store
 from emulator import local
 from emulator.exit_codes import ExitCode
+from emulator.guest_process import GuestProcess
 from emulator.store_paths import State, backends_dir
 from tests.emulator.drivers import EchoDriver
 from tests.emulator.machines import MODELS, Machine, Process
@@ -90,6 +92,16 @@ def test_a_guest_that_dies_leaves_its_device_ready_for_the_next_one(machine: Mac
     with EchoDriver(machine.domain(), 0) as successor:
         assert successor.echo(b"next") == b"next"
     device.close()
+
+
+def test_a_guest_that_is_killed_leaves_its_device_ready_for_the_next_one(machine: Machine) -> None:
+    process = machine.run(ECHO)
+    with GuestProcess(machine.name, machine.domid) as guest:
+        guest.request("connect", dev=0)
+        os.kill(guest.pid, signal.SIGKILL)
+        process.await_line("frontend-gone")
+    with EchoDriver(machine.domain(), 0) as successor:
+        assert successor.echo(b"next") == b"next"
 
 
 def test_a_guest_that_starts_over_is_disconnected_first(machine: Machine) -> None:

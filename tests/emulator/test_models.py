@@ -38,6 +38,14 @@ def test_what_cannot_be_loaded_is_left_for_build_to_complain(tmp_path: Path) -> 
         models.build(nothing)
 
 
+@pytest.mark.parametrize("body", ["raise SystemExit(0)", "from devices import Device\nclass Thing(Device): exit(0)"])
+def test_a_file_that_wants_to_end_the_process_is_one_line(tmp_path: Path, body: str) -> None:
+    (tmp_path / "bad.py").write_text(body)
+    with pytest.raises(Failure, match="SystemExit") as refusal:
+        models.validate(spec.parse(f"{tmp_path}/bad.py:Thing"))
+    assert refusal.value.code is ExitCode.BAD_DEVICE
+
+
 def test_whatever_a_models_init_raises_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         "from devices import Device\n"

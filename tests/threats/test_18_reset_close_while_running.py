@@ -74,6 +74,7 @@ def test_unplug_with_requests_in_flight_leaves_nothing_mapped(machine: Machine) 
             device.submit(b"x" * 100)
         device.queues[0].ring.kick()
         machine.await_state(State.CLOSING)
+        assert "memfd:" in Path(f"/proc/{process.pid}/maps").read_text()
         with suppress(ChannelError, DriverError):
             reset(device, 3)
         device.close()
