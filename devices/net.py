@@ -254,6 +254,8 @@ class Net(Device):
                 break
             if buffer.writable_bytes < HEADER_BYTES:
                 raise RequestError(f"net: receive buffer shorter than a header: {buffer!r}")
+            if buffer.readable:  # copies of it would pile up while buffers are gathered
+                raise RequestError(f"net: receive buffer with a device-readable part: {buffer!r}")
             buffers.append(buffer)
             room += buffer.writable_bytes
         if room >= size:

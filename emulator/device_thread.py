@@ -185,12 +185,22 @@ class DeviceThread:
         except HostError as error:
             self._listener.not_connected(f"host {error.errno} {error.strerror or error}")
             return
+        except BaseException as error:  # out of memory, for one; whoever waits gets to know all the same
+            self._failed("connect", error)
+            self._listener.not_connected(f"host: {type(error).__name__}")
+            return
         self._listener.connected()
         if self._stopping:
             engine.stop()  # connect() has forgotten an earlier one
-        reason = engine.run()
+        broken = ""
+        try:
+            reason = engine.run()
+        except BaseException as error:
+            self._failed("run", error)
+            reason, broken = "failed", f"host: {type(error).__name__}"
+        if reason == "broken":
+            broken = f"{error_name(engine.error_code)} {engine.error_detail}"
         self._call("reset")
-        broken = f"{error_name(engine.error_code)} {engine.error_detail}" if reason == "broken" else ""
         self._listener.disconnected(reason, broken)
 
     def _update(self, text: str) -> None:

@@ -8,7 +8,8 @@ from cpp_ring.store import Store, parse_u32
 from emulator.store_paths import State
 
 PROTOCOL_VERSION = 1
-MAX_ARENA_PAGES = 65536
+MAX_ARENA_PAGES = 32768
+"""Half of what a device maps at most: rings and buffers outside the arena find room, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ class GuestProcess:
             bufsize=0,
             process_group=0,  # Ctrl-C is for us, who end it in order
         )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         self._buffer = bytearray()
         if cpu is not None:
             self.request("pin", cpu=cpu)
@@ -41,13 +43,9 @@ class GuestProcess:
 
     def request(self, op: str, *, answer_within: float = 60.0, **parameters: Any) -> dict[str, Any]:
         """One command, one answer. Raises GuestFailed: refused, no answer in `answer_within` seconds, or the end."""
-        line = json.dumps({"op": op, **parameters}) + "\n"
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode())
-        except BrokenPipeError as error:
-            raise GuestFailed(f"the guest ended before {op}") from error
-        answer = json.loads(self._line(op, answer_within))
+        deadline = time.monotonic() + answer_within
+        self._send(op, (json.dumps({"op": op, **parameters}) + "\n").encode(), deadline)
+        answer = json.loads(self._line(op, deadline))
         if not answer.pop("ok"):
             raise GuestFailed(f"{op}: {answer['error']}")
         return dict(answer)
@@ -76,13 +74,24 @@ class GuestProcess:
     ) -> None:
         self.close()
 
-    def _line(self, op: str, answer_within: float) -> bytes:
+    def _send(self, op: str, line: bytes, deadline: float) -> None:
+        assert self._process.stdin is not None
+        into = self._process.stdin.fileno()
+        left = memoryview(line)
+        while left:
+            if not select.select([], [into], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise GuestFailed(f"{op}: the guest does not listen")
+            try:
+                left = left[os.write(into, left) :]
+            except BrokenPipeError as error:
+                raise GuestFailed(f"the guest ended before {op}") from error
+
+    def _line(self, op: str, deadline: float) -> bytes:
         assert self._process.stdout is not None
         out = self._process.stdout.fileno()
-        deadline = time.monotonic() + answer_within
         while b"\n" not in self._buffer:
             if not select.select([out], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise GuestFailed(f"{op}: no answer from the guest in {answer_within:g} s")
+                raise GuestFailed(f"{op}: no answer from the guest in time")
             data = os.read(out, 1 << 20)
             if not data:
                 raise GuestFailed(f"{op}: the guest ended")

@@ -73,9 +73,10 @@ class EventLoop:
 
     def run(self) -> None:
         while not self._stopped:
+            self._run_timers()
+            # Last of all: what the callbacks before it have left, it has to see before there is a sleep.
             busy = self._before_sleep is not None and self._before_sleep()
-            due = self._run_timers()
-            for key, _ in self._selector.select(0 if busy or self._stopped else due):
+            for key, _ in self._selector.select(0 if busy or self._stopped else self._until_next_timer()):
                 if not self._stopped and key.fd in self._selector.get_map():
                     key.data()
 
@@ -92,16 +93,17 @@ class EventLoop:
             for number in taken:
                 signal.signal(number, before[number])
 
-    def _run_timers(self) -> float | None:
-        """Runs what is due; returns the seconds until the next timer."""
+    def _run_timers(self) -> None:
         while self._timers and not self._stopped:
             due, _, timer = self._timers[0]
             if timer.callback is not None and due > time.monotonic():
-                return max(0.0, due - time.monotonic())
+                return
             heapq.heappop(self._timers)
             if timer.callback is not None:
                 timer.callback()
-        return None
+
+    def _until_next_timer(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _take_posted(self) -> None:
         with contextlib.suppress(BlockingIOError):

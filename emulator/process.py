@@ -128,12 +128,13 @@ class Emulator:
 
     def _abandon(self) -> None:
         """A model does not return: the process ends all the same, and with it every mapping."""
+        self._loop.stop()  # first: what follows speaks to the store, which may be gone
+        if self._result is not ExitCode.HYPERVISOR_LOST:
+            self._result = ExitCode.STUCK
         stuck = [device for device in self._xenbus.devices if device.stuck]
         for device in stuck:
             device.log.error("its model did not return in %g s; it is abandoned", DRAIN_SECONDS)
             device.handle(device.abandon)
-        self._result = ExitCode.STUCK
-        self._loop.stop()
 
     def _watchdog(self) -> None:
         if period := systemd.watchdog_period():

@@ -200,8 +200,9 @@ class XenbusDevice:
 
     def _to_closing(self) -> None:
         self.phase = Phase.CLOSING
-        self._nodes.write_state(State.CLOSING)
+        # Before the store is spoken to: it may be gone, and the device must end all the same.
         self._patience = self._loop.call_later(PATIENCE_SECONDS, lambda: self.handle(self._not_followed))
+        self._nodes.write_state(State.CLOSING)
 
     def _not_followed(self) -> None:
         if self.phase is Phase.CLOSING:
@@ -300,6 +301,7 @@ class XenbusDevice:
             self.log.info("updated")
         self._updating = False
         self._nodes.finish_update(error, spec)
+        self._seen_error = (0, 0)  # the node said something else now; the next look says it again
         self.step()
 
     def finished(self) -> None:

@@ -41,7 +41,7 @@ GuestError PyModel::failed(const char* where) noexcept {
         const py::error_already_set error;
         const auto code = failed_(where, error.value()).cast<std::uint32_t>();
         const auto known = static_cast<vmsg_xen_error>(code);
-        return {needs_reset(known) && std::string_view(error_name(code)) != "unknown" ? known : VMSG_XEN_MODEL, 0};
+        return {breaks_device(known) && std::string_view(error_name(code)) != "unknown" ? known : VMSG_XEN_MODEL, 0};
     } catch (py::error_already_set& second) {
         second.discard_as_unraisable(where);
     } catch (...) {

@@ -207,12 +207,12 @@ void register_backend(py::module_& module) {
         .def("needs_reset", &PyBackend::needs_reset, py::arg("code"), py::arg("detail") = 0)
         .def("watch", &PyBackend::watch, py::arg("fd"), py::arg("callback"))
         .def("unwatch", &PyBackend::unwatch, py::arg("fd"))
-        .def_property_readonly("device_status", [](const PyBackend& self) { return self.device().status(); })
+        .def_property_readonly("device_status", [](const PyBackend& self) { return self.backend().state().status; })
         .def_property_readonly("driver_features",
                                [](const PyBackend& self) { return feature_int(self.device().driver_features()); })
         .def_property_readonly(
-            "error_code", [](const PyBackend& self) { return static_cast<std::uint32_t>(self.backend().error().code); })
-        .def_property_readonly("error_detail", [](const PyBackend& self) { return self.backend().error().detail; })
+            "error_code", [](const PyBackend& self) { return self.backend().state().error_code; })
+        .def_property_readonly("error_detail", [](const PyBackend& self) { return self.backend().state().error_detail; })
         .def_property_readonly("connected", [](const PyBackend& self) { return self.backend().connected(); })
         .def_property_readonly("mapped_pages", [](const PyBackend& self) { return self.backend().mapped_pages(); })
         .def("counters", &PyBackend::counters);

@@ -70,13 +70,14 @@ GuestError Backend::connect(const ChannelAddress& address) {
     }
     mirrored_status_ = mirrored_generation_ = 0;
     mirrored_errors_ = device_.guest_errors();
-    mirror();
+    publish_state();
     return {};
 }
 
 void Backend::disconnect() noexcept {
     reset();
     device_.forget_driver();
+    publish_state();
     if (ring_) {
         if (channel_error_) ring_->set_error(channel_error_);
         ring_->close();
@@ -181,7 +182,7 @@ bool Backend::poll_channel() {
     }
     ++counters_.requests;
     const std::uint32_t before = mirrored_status_;
-    mirror();
+    publish_state();
     // A queue that cannot be mapped shows in no answer: DEVICE_NEEDS_RESET is news of its own.
     const bool news = (mirrored_status_ & ~before & status_needs_reset) != 0;
     if (ring_->answer(answer_) || news) notify(cfg_port_);
@@ -206,7 +207,8 @@ bool Backend::poll_queue(std::uint32_t index) {
 
 void Backend::take_batch(std::uint32_t index, std::size_t& count) {
     Queue& queue = queues_[index];
-    for (bool found = true; count < batch_size;) {
+    std::uint64_t bytes = 0;
+    for (bool found = true; count < batch_size && bytes < batch_bytes;) {
         if (const GuestError error = queue.ring.pop(batch_[count], found)) {
             // A queue that lied once is not served further, not even what came before the lie.
             for (std::size_t i = 0; i < count; ++i) batch_[i].clear();
@@ -216,6 +218,7 @@ void Backend::take_batch(std::uint32_t index, std::size_t& count) {
         }
         if (!found) return;
         tokens_[count] = token(queue, batch_[count].head);
+        bytes += batch_[count].readable_bytes + batch_[count].writable_bytes;
         ++count;
     }
 }
@@ -333,24 +336,28 @@ bool Backend::complete(std::uint32_t index, std::uint64_t chain_token, std::uint
 
 void Backend::config_changed() noexcept {
     device_.bump_generation();
-    mirror();
+    publish_state();
     notify(cfg_port_);
 }
 
 void Backend::needs_reset(GuestError error) noexcept {
     device_.needs_reset(error);
     stop_queues();
-    mirror();
+    publish_state();
     notify(cfg_port_);
 }
 
 GuestError Backend::answer(const Message& request, Message& answer) {
     const GuestError error = device_.answer(request, answer);
+    publish_state();
     flush();
     return error;
 }
 
-void Backend::mirror() noexcept {
+void Backend::publish_state() noexcept {
+    const GuestError last = error();
+    seen_status_.store(device_.status(), std::memory_order_relaxed);
+    seen_error_.store(std::uint64_t{last.code} << 32 | (last.detail & 0xffffffffU), std::memory_order_relaxed);
     if (!ring_) return;
     if (mirrored_status_ != device_.status()) ring_->set_status(mirrored_status_ = device_.status());
     if (mirrored_generation_ != device_.generation()) ring_->set_generation(mirrored_generation_ = device_.generation());
@@ -358,6 +365,12 @@ void Backend::mirror() noexcept {
         mirrored_errors_ = device_.guest_errors();
         ring_->set_error(device_.error());
     }
+}
+
+Backend::State Backend::state() const noexcept {
+    const std::uint64_t last = seen_error_.load(std::memory_order_relaxed);
+    return {seen_status_.load(std::memory_order_relaxed), static_cast<std::uint32_t>(last >> 32),
+            static_cast<std::uint32_t>(last)};
 }
 
 // ---- DeviceHooks ----
@@ -374,6 +387,7 @@ bool Backend::config_write(std::uint32_t offset, std::span<const std::byte> data
 
 bool Backend::accepts(std::span<const std::uint32_t> features) {
     bool accepted = false;
+    model_in_use_ = true;  // it may keep what it was told, until its reset
     if (const GuestError error = model_.accepts(features, accepted)) needs_reset(error);
     return accepted;
 }
@@ -390,7 +404,7 @@ GuestError Backend::activate() {
     for (std::uint32_t i = 0; i < queues_.size() && !error; ++i)
         if (device_.queues()[i].set) error = enable_queue(i);
     if (!error) {
-        activated_ = true;
+        model_in_use_ = true;
         error = model_.activate(device_.driver_features(), running_queues_);
     }
     if (error) stop_queues();
@@ -424,7 +438,7 @@ void Backend::stop_queues() noexcept {
 
 void Backend::reset() {
     stop_queues();
-    if (!std::exchange(activated_, false)) return;
+    if (!std::exchange(model_in_use_, false)) return;
     // The status must read 0 after a reset (virtio 1.3 section 2.4.1), so a model that fails in it is only recorded.
     if (const GuestError error = model_.reset()) device_.record(error);
 }

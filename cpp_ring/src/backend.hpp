@@ -95,6 +95,13 @@ class Backend final : private DeviceHooks {
 
     [[nodiscard]] const VirtioDevice& device() const noexcept { return device_; }
     [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
+    // The device status and the last error as of the last answer or change. Any thread.
+    struct State {
+        std::uint32_t status;
+        std::uint32_t error_code;
+        std::uint32_t error_detail;
+    };
+    [[nodiscard]] State state() const noexcept;
     [[nodiscard]] bool connected() const noexcept { return ring_.has_value(); }
     // Why the channel or device is broken: the channel's error if it has one, else the device's last.
     [[nodiscard]] GuestError error() const noexcept { return channel_error_ ? channel_error_ : device_.error(); }
@@ -110,6 +117,8 @@ class Backend final : private DeviceHooks {
         std::uint32_t activation = 0;    // makes tokens of an earlier life invalid
     };
     static constexpr std::size_t batch_size = 32;
+    // Readable parts are copied, and work is done, before anything else is looked at: many small chains, or one large.
+    static constexpr std::uint64_t batch_bytes = std::uint64_t{4} << 20;
 
     // DeviceHooks
     void config_refresh(std::uint32_t offset, std::uint32_t size) override;
@@ -133,7 +142,7 @@ class Backend final : private DeviceHooks {
     void disarm() noexcept;
     void after_model(GuestError failure);
     void flush() noexcept;
-    void mirror() noexcept;
+    void publish_state() noexcept;
     void stop_queues() noexcept;
     void notify(Port port) noexcept;
     [[nodiscard]] std::uint64_t token(const Queue& queue, std::uint16_t head) const noexcept {
@@ -157,12 +166,16 @@ class Backend final : private DeviceHooks {
     GuestMemory memory_;
     std::vector<Queue> queues_;
     std::vector<std::uint32_t> running_queues_;
-    bool activated_ = false;  // the model is, until its reset()
+    bool model_in_use_ = false;  // the model was told of a driver, and not yet of its end
 
     GuestError channel_error_;
     std::optional<Exit> exit_;
     Atomic<bool> stop_{false};
     Atomic<bool> attention_{false};  // stop_ was set, or something was posted
+
+    // What other threads see: the error in the low half, code above detail, the device status apart.
+    Atomic<std::uint32_t> seen_status_{0};
+    Atomic<std::uint64_t> seen_error_{0};
 
     // The header's words as last written.
     std::uint32_t mirrored_status_ = 0;

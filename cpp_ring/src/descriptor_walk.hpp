@@ -29,7 +29,7 @@ struct Chain {
 };
 
 // Far above what a driver asks at once, far below what would hurt the host. Fits used.len.
-inline constexpr std::uint64_t max_chain_bytes = std::uint64_t{64} << 20;
+inline constexpr std::uint64_t max_chain_bytes = std::uint64_t{16} << 20;
 
 struct WalkLimits {
     std::uint16_t queue_size = 0;

@@ -34,9 +34,10 @@ bool DriverQueue::kick() noexcept {
 
 bool DriverQueue::wait(Clock::duration timeout) {
     static const std::uint64_t spin = ticks_of_us(50);
+    const auto ring = ring_;  // stays while we wait, whoever calls setup() meanwhile
     const Wait result = wait_for(
-        *channels_, spin, timeout, [&] { return ring_->has_used(); }, [] { return true; },
-        [&] { return !ring_->enable_interrupts(); }, [&] { ring_->disable_interrupts(); });
+        *channels_, spin, timeout, [&] { return ring->has_used(); }, [] { return true; },
+        [&] { return !ring->enable_interrupts(); }, [&] { ring->disable_interrupts(); });
     return result == Wait::ready;
 }
 

@@ -23,7 +23,7 @@ struct GuestError {
 
 // The lowest code that needs a reset of the device, and the first one above the codes that close the channel.
 [[nodiscard]] constexpr bool closes_channel(vmsg_xen_error code) noexcept { return code != VMSG_XEN_OK && code < 16; }
-[[nodiscard]] constexpr bool needs_reset(vmsg_xen_error code) noexcept { return code >= 32; }
+[[nodiscard]] constexpr bool breaks_device(vmsg_xen_error code) noexcept { return code >= 32; }
 
 // A system call or the hypervisor said no. Thrown outside the hot path only.
 class HostError : public std::runtime_error {

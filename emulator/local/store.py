@@ -66,9 +66,9 @@ class StoreServer:
         self.watches.fire_special("@introduceDomain")
 
     def release(self, domid: int) -> None:
-        """The end of a domain: its home and every node it owns go, lest the next one of that number have them."""
+        """The end of a domain. Its home, what serves it and all it owns go: the next one of that number is another."""
         removal = self.transaction(0, whole=True)
-        owned = [path for path, node in walk("/", self._tree.root) if node.owner == domid]
+        owned = [path for path, node in walk("/", self._tree.root) if node.owner == domid or _serves(path, domid)]
         for path in [f"/local/domain/{domid}", *owned]:
             try:
                 removal.rm(path)
@@ -76,3 +76,9 @@ class StoreServer:
                 continue  # went with an ancestor
         self.watches.fire(removal.commit())
         self.watches.fire_special("@releaseDomain")
+
+
+def _serves(path: str, domid: int) -> bool:
+    """Is it a backend's directory for this frontend: /local/domain/<be>/backend/<type>/<fe>?"""
+    parts = path.split("/")
+    return len(parts) == 7 and parts[1:3] == ["local", "domain"] and parts[4] == "backend" and parts[6] == str(domid)

@@ -10,7 +10,8 @@ from cpp_ring.store import Store
 from emulator import local
 from emulator.exit_codes import ExitCode
 from emulator.guest_process import GuestProcess
-from emulator.store_paths import State, backends_dir
+from emulator.store_paths import State, backends_dir, children
+from guest.hypervisor import open_local
 from tests.emulator.drivers import EchoDriver
 from tests.emulator.machines import MODELS, Machine, Process
 
@@ -149,7 +150,7 @@ def test_the_end_of_the_domain_ends_its_emulator(machine: Machine) -> None:
     local.destroy_domain("t", machine.domid)
     assert process.wait() == ExitCode.OK
     assert any("is gone" in line for line in process.lines)
-    assert machine.store.directory(backends_dir(0, machine.domid)) == []
+    assert children(machine.store, backends_dir(0, machine.domid)) == []
 
 
 def test_a_frontend_of_pages_that_were_never_granted_is_refused_by_name(machine: Machine) -> None:
@@ -207,3 +208,16 @@ def test_losing_the_hypervisor_ends_the_emulator(machine: Machine) -> None:
     process.await_line("ready")
     local.stop("lost")
     assert process.wait() == ExitCode.HYPERVISOR_LOST
+
+
+def test_losing_the_hypervisor_in_the_middle_of_stopping_ends_the_emulator(machine: Machine) -> None:
+    directory = local.ensure_broker("lost")
+    process = Process("run", "--domid", "1", "--device", ECHO, "--hypervisor", "local:lost")
+    process.await_line("ready")
+    with EchoDriver(open_local(directory, 1), 0) as device:
+        assert device.echo(b"hello") == b"hello"
+        process.signal(signal.SIGSTOP)
+        process.signal(signal.SIGTERM)
+        local.stop("lost")
+        process.signal(signal.SIGCONT)
+        assert process.wait() == ExitCode.HYPERVISOR_LOST

@@ -92,6 +92,33 @@ def test_a_signal_that_is_ignored_stays_ignored(loop: EventLoop) -> None:
     signal.signal(signal.SIGUSR1, before)
 
 
+def test_what_a_timer_leaves_is_seen_before_the_next_sleep(loop: EventLoop) -> None:
+    left: list[int] = []
+
+    def before_sleep() -> bool:
+        if left:
+            loop.stop()
+        return False
+
+    loop.before_sleep(before_sleep)
+    loop.call_later(0.01, lambda: left.append(1))
+    loop.call_later(30, lambda: pytest.fail("slept"))
+    loop.run()
+
+
+def test_a_timer_set_before_the_sleep_ends_it(loop: EventLoop) -> None:
+    set_before: list[int] = []
+
+    def before_sleep() -> bool:
+        if not set_before:
+            set_before.append(1)
+            loop.call_later(0.01, loop.stop)
+        return False
+
+    loop.before_sleep(before_sleep)
+    loop.run()
+
+
 def test_there_is_no_sleep_while_there_is_something_before_it(loop: EventLoop) -> None:
     left = 3
 
