@@ -34,7 +34,8 @@ void register_ping_pong(py::module_& module);
 [[nodiscard]] py::int_ feature_int(std::span<const std::uint32_t> blocks);
 
 // Bytes with an owner, as a Python memoryview: the owner lives as long as the view or any slice of it does.
-[[nodiscard]] py::object owned_view(std::span<std::byte> bytes, std::shared_ptr<const void> owner, bool writable = true);
+[[nodiscard]] py::object owned_view(std::span<std::byte> bytes, std::shared_ptr<const void> owner,
+                                    bool writable = true);
 
 // A Python object as the owner of a view of its memory.
 [[nodiscard]] inline std::shared_ptr<const void> python_owner(const py::object& object) {

@@ -9,8 +9,7 @@ namespace cpp_ring::bindings {
 namespace {
 
 struct Exporter {
-    PyObject_HEAD
-    std::byte* data;
+    PyObject_HEAD std::byte* data;
     Py_ssize_t size;
     bool writable;
     std::shared_ptr<const void> owner;

@@ -77,9 +77,8 @@ GuestError PyModel::accepts(std::span<const std::uint32_t> features, bool& accep
 }
 
 GuestError PyModel::activate(std::span<const std::uint32_t> features, std::span<const std::uint32_t> queues) noexcept {
-    return guarded("activate", [&] {
-        activate_(feature_int(features), std::vector<std::uint32_t>(queues.begin(), queues.end()));
-    });
+    return guarded("activate",
+                   [&] { activate_(feature_int(features), std::vector<std::uint32_t>(queues.begin(), queues.end())); });
 }
 
 GuestError PyModel::reset() noexcept {
@@ -109,7 +108,8 @@ GuestError PyModel::process(std::uint32_t queue, std::span<Chain> batch, std::sp
         if (PySequence_Fast_GET_SIZE(fast.ptr()) != static_cast<py::ssize_t>(batch.size()))
             throw py::value_error("process() returns one number for each request");
         for (std::size_t i = 0; i < batch.size(); ++i) {
-            const long long value = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<py::ssize_t>(i)));
+            const long long value =
+                PyLong_AsLongLong(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<py::ssize_t>(i)));
             if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
             if (value < held) throw py::value_error("process() returned a negative number of bytes");
             written[i] = value;

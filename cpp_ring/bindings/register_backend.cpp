@@ -33,9 +33,9 @@ std::vector<std::uint8_t> mask_of(const py::bytes& raw) {
 class PyBackend {
   public:
     PyBackend(py::object hypervisor, DomId frontend, const py::object& model, std::uint32_t device_id,
-              std::uint32_t vendor_id, const py::int_& features, const py::buffer& config, const py::bytes& hooked_reads,
-              const py::bytes& writable, const py::bytes& hooked_writes, std::vector<std::uint16_t> queue_sizes,
-              std::vector<bool> pulled, double spin_us, std::size_t map_budget)
+              std::uint32_t vendor_id, const py::int_& features, const py::buffer& config,
+              const py::bytes& hooked_reads, const py::bytes& writable, const py::bytes& hooked_writes,
+              std::vector<std::uint16_t> queue_sizes, std::vector<bool> pulled, double spin_us, std::size_t map_budget)
         : hypervisor_(std::move(hypervisor)), config_(config), model_(model) {
         DeviceDescription description{
             .device_id = device_id,
@@ -188,13 +188,13 @@ class PyBackend {
 
 void register_backend(py::module_& module) {
     py::class_<PyBackend>(module, "Backend")
-        .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&, const py::buffer&,
-                      const py::bytes&, const py::bytes&, const py::bytes&, std::vector<std::uint16_t>,
-                      std::vector<bool>, double, std::size_t>(),
+        .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&,
+                      const py::buffer&, const py::bytes&, const py::bytes&, const py::bytes&,
+                      std::vector<std::uint16_t>, std::vector<bool>, double, std::size_t>(),
              py::arg("hypervisor"), py::arg("frontend"), py::arg("model"), py::kw_only(), py::arg("device_id"),
-             py::arg("vendor_id"), py::arg("features"), py::arg("config"), py::arg("hooked_reads"),
-             py::arg("writable"), py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"),
-             py::arg("spin_us") = 50.0, py::arg("map_budget") = 65536)
+             py::arg("vendor_id"), py::arg("features"), py::arg("config"), py::arg("hooked_reads"), py::arg("writable"),
+             py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"), py::arg("spin_us") = 50.0,
+             py::arg("map_budget") = 65536)
         .def("connect", &PyBackend::connect, py::arg("fe_to_be_ref"), py::arg("be_to_fe_ref"), py::arg("event_channel"),
              py::arg("queue_event_channels"), py::arg("arena") = py::none())
         .def("run", &PyBackend::run)
@@ -210,9 +210,9 @@ void register_backend(py::module_& module) {
         .def_property_readonly("device_status", [](const PyBackend& self) { return self.backend().state().status; })
         .def_property_readonly("driver_features",
                                [](const PyBackend& self) { return feature_int(self.device().driver_features()); })
-        .def_property_readonly(
-            "error_code", [](const PyBackend& self) { return self.backend().state().error_code; })
-        .def_property_readonly("error_detail", [](const PyBackend& self) { return self.backend().state().error_detail; })
+        .def_property_readonly("error_code", [](const PyBackend& self) { return self.backend().state().error_code; })
+        .def_property_readonly("error_detail",
+                               [](const PyBackend& self) { return self.backend().state().error_detail; })
         .def_property_readonly("connected", [](const PyBackend& self) { return self.backend().connected(); })
         .def_property_readonly("mapped_pages", [](const PyBackend& self) { return self.backend().mapped_pages(); })
         .def("counters", &PyBackend::counters);

@@ -75,8 +75,8 @@ void register_driver_queue(py::module_& module) {
     py::class_<IndexedQueue>(module, "DriverQueue")
         .def(py::init([](Hypervisor& hypervisor, DomId backend, std::uint32_t index, std::uint16_t size,
                          const py::int_& features) {
-                 return IndexedQueue{
-                     index, std::make_unique<DriverQueue>(hypervisor, backend, size, low_features(features))};
+                 return IndexedQueue{index,
+                                     std::make_unique<DriverQueue>(hypervisor, backend, size, low_features(features))};
              }),
              py::arg("hypervisor"), py::arg("backend"), py::kw_only(), py::arg("index"), py::arg("size"),
              py::arg("features"), py::keep_alive<1, 2>())
@@ -102,10 +102,9 @@ void register_driver_queue(py::module_& module) {
         .def("fileno", [](const IndexedQueue& self) { return self.queue->fd(); })
         .def_property_readonly("free_descriptors",
                                [](const IndexedQueue& self) { return self.queue->ring().free_descriptors(); })
-        .def_property_readonly("memory",
-                               [](const IndexedQueue& self) {
-                                   return owned_view(self.queue->memory(), self.queue->shared_ring());
-                               })
+        .def_property_readonly(
+            "memory",
+            [](const IndexedQueue& self) { return owned_view(self.queue->memory(), self.queue->shared_ring()); })
         .def("measure", &measure, py::arg("readable"), py::arg("writable"), py::arg("count"), py::arg("recorder"))
         .def("close", [](IndexedQueue& self) { self.queue->close(); });
 }

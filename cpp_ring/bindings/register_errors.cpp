@@ -13,7 +13,8 @@ PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<ErrorTypes> storage;
 
 const ErrorTypes& types() { return storage.get_stored(); }
 
-[[noreturn]] void raise(const py::object& type, const std::string& text, const std::string& name, std::uint64_t detail) {
+[[noreturn]] void raise(const py::object& type, const std::string& text, const std::string& name,
+                        std::uint64_t detail) {
     const py::object error = type(text);
     error.attr("name") = name;
     error.attr("detail") = detail;

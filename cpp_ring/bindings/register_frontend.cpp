@@ -89,10 +89,12 @@ void register_frontend(py::module_& module) {
         .def_property_readonly("backend_alive", [](const Frontend& self) { return self.ring().backend_alive(); })
         .def_property_readonly("backend_waiting", [](const Frontend& self) { return self.ring().backend_waiting(); })
         .def_property_readonly("broken", &Frontend::broken)
-        .def_property_readonly("fe_page",
-                               [](const py::object& self) { return owned_view(self.cast<Frontend&>().fe_page(), python_owner(self)); })
-        .def_property_readonly("be_page",
-                               [](const py::object& self) { return owned_view(self.cast<Frontend&>().be_page(), python_owner(self)); })
+        .def_property_readonly(
+            "fe_page",
+            [](const py::object& self) { return owned_view(self.cast<Frontend&>().fe_page(), python_owner(self)); })
+        .def_property_readonly(
+            "be_page",
+            [](const py::object& self) { return owned_view(self.cast<Frontend&>().be_page(), python_owner(self)); })
         .def("measure", &measure, py::arg("msg_id"), py::arg("payload"), py::arg("count"), py::arg("recorder"),
              py::arg("idle") = false)
         .def("close", &Frontend::close, py::call_guard<py::gil_scoped_release>());

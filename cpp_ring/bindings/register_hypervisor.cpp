@@ -30,10 +30,9 @@ void register_hypervisor(py::module_& module) {
         .def("close", [](HeldShared& self) { self.pages.reset(); });
 
     py::class_<HeldMapping>(module, "MappedPages")
-        .def_property_readonly("memory",
-                               [](const HeldMapping& self) {
-                                   return owned_view(self.get().bytes(), self.pages, self.get().writable());
-                               })
+        .def_property_readonly(
+            "memory",
+            [](const HeldMapping& self) { return owned_view(self.get().bytes(), self.pages, self.get().writable()); })
         .def("close", [](HeldMapping& self) { self.pages.reset(); });
 
     py::class_<Hypervisor>(module, "Hypervisor")
@@ -78,8 +77,7 @@ void register_hypervisor(py::module_& module) {
         .def(
             "notify", [](HeldChannels& self, Port port) { self.channels->notify(port); }, py::arg("port"))
         .def("pending", [](HeldChannels& self) { return self.channels->pending(); })
-        .def(
-            "unmask", [](HeldChannels& self, Port port) { self.channels->unmask(port); }, py::arg("port"));
+        .def("unmask", [](HeldChannels& self, Port port) { self.channels->unmask(port); }, py::arg("port"));
 }
 
 }  // namespace cpp_ring::bindings

@@ -227,7 +227,8 @@ void Backend::serve_batch(std::uint32_t index, std::size_t count) {
     Queue& queue = queues_[index];
     counters_.buffers += count;
     std::fill_n(written_.begin(), count, Model::held);
-    GuestError failure = model_.process(index, {batch_.data(), count}, {tokens_.data(), count}, {written_.data(), count});
+    GuestError failure =
+        model_.process(index, {batch_.data(), count}, {tokens_.data(), count}, {written_.data(), count});
     for (std::size_t i = 0; i < count; ++i) {
         batch_[i].clear();  // lets go of guest memory
         if (written_[i] == Model::held || !queue.ring.active()) continue;
@@ -360,7 +361,8 @@ void Backend::publish_state() noexcept {
     seen_error_.store(std::uint64_t{last.code} << 32 | (last.detail & 0xffffffffU), std::memory_order_relaxed);
     if (!ring_) return;
     if (mirrored_status_ != device_.status()) ring_->set_status(mirrored_status_ = device_.status());
-    if (mirrored_generation_ != device_.generation()) ring_->set_generation(mirrored_generation_ = device_.generation());
+    if (mirrored_generation_ != device_.generation())
+        ring_->set_generation(mirrored_generation_ = device_.generation());
     if (mirrored_errors_ != device_.guest_errors()) {
         mirrored_errors_ = device_.guest_errors();
         ring_->set_error(device_.error());

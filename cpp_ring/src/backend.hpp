@@ -33,8 +33,8 @@ class Model {
     virtual GuestError process(std::uint32_t queue, std::span<Chain> batch, std::span<const std::uint64_t> tokens,
                                std::span<std::int64_t> written) noexcept = 0;
     virtual GuestError kicked(std::uint32_t queue) noexcept = 0;
-    virtual GuestError ready(int fd) noexcept = 0;   // a watched host descriptor is readable
-    virtual GuestError run_posted() noexcept = 0;    // something was posted from another thread
+    virtual GuestError ready(int fd) noexcept = 0;  // a watched host descriptor is readable
+    virtual GuestError run_posted() noexcept = 0;   // something was posted from another thread
 
     static constexpr std::int64_t held = -1;
 };
@@ -43,8 +43,8 @@ enum class Exit { stopped, broken, frontend_gone };
 
 struct BackendOptions {
     DomId frontend = 0;
-    std::vector<bool> pulled;            // for each queue: the model takes buffers by pop()
-    double spin_us = 50;                 // after the last work, before sleeping
+    std::vector<bool> pulled;  // for each queue: the model takes buffers by pop()
+    double spin_us = 50;       // after the last work, before sleeping
     std::size_t map_budget_pages = 65536;
 };
 
@@ -58,8 +58,8 @@ struct ChannelAddress {
 };
 
 struct Counters {
-    std::uint64_t requests = 0;       // config requests answered
-    std::uint64_t kicks = 0;          // event-channel wake-ups
+    std::uint64_t requests = 0;  // config requests answered
+    std::uint64_t kicks = 0;     // event-channel wake-ups
     std::uint64_t sleeps = 0;
     std::uint64_t notifications = 0;  // sent
     std::uint64_t buffers = 0;        // chains taken from the queues
@@ -110,11 +110,11 @@ class Backend final : private DeviceHooks {
   private:
     struct Queue {
         SplitQueueDevice ring;
-        std::optional<Port> port;        // bound while connected
+        std::optional<Port> port;  // bound while connected
         bool pulled = false;
-        bool starved = false;            // pulled: the model found it empty and waits for a kick
-        bool dirty = false;              // pushed but not published
-        std::uint32_t activation = 0;    // makes tokens of an earlier life invalid
+        bool starved = false;          // pulled: the model found it empty and waits for a kick
+        bool dirty = false;            // pushed but not published
+        std::uint32_t activation = 0;  // makes tokens of an earlier life invalid
     };
     static constexpr std::size_t batch_size = 32;
     // Readable parts are copied, and work is done, before anything else is looked at: many small chains, or one large.

@@ -51,7 +51,8 @@ constexpr std::array names{
 }  // namespace
 
 const char* error_name(std::uint32_t code) noexcept {
-    const auto* const found = std::find_if(names.begin(), names.end(), [&](const auto& row) { return row.code == code; });
+    const auto* const found =
+        std::find_if(names.begin(), names.end(), [&](const auto& row) { return row.code == code; });
     return found == names.end() ? "unknown" : found->name;
 }
 

@@ -48,9 +48,8 @@ bool Frontend::answer_matches() noexcept {
 ExchangeResult Frontend::await(Clock::duration timeout) {
     Poll got = Poll::nothing;
     const Wait result = wait_for(
-        *channels_, spin_ticks_, timeout,
-        [&] { return (got = ring_.poll(answer_, error_)) != Poll::nothing; }, [&] { return ring_.backend_alive(); },
-        [&] { return ring_.arm(); },
+        *channels_, spin_ticks_, timeout, [&] { return (got = ring_.poll(answer_, error_)) != Poll::nothing; },
+        [&] { return ring_.backend_alive(); }, [&] { return ring_.arm(); },
         [&] {
             ring_.disarm();
             event_seen_ = true;  // the event may have been a configuration change

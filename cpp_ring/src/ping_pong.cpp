@@ -20,7 +20,8 @@ constexpr auto longest_silence = std::chrono::seconds(1);
 // Spins until the word holds `wanted`.
 bool spin_for(const std::uint64_t* word, std::uint64_t wanted) noexcept {
     Clock::time_point deadline{};
-    for (std::uint64_t spins = 1; SharedMemory::load_acquire(word) != wanted; ++spins) {  // Partner: the other side's store.
+    for (std::uint64_t spins = 1; SharedMemory::load_acquire(word) != wanted;
+         ++spins) {  // Partner: the other side's store.
         if (spins % 4096 != 0) continue;
         const auto now = Clock::now();
         if (deadline == Clock::time_point{}) deadline = now + longest_silence;

@@ -70,7 +70,8 @@ const VirtioDevice::Row* VirtioDevice::find_row(std::uint8_t msg_id) noexcept {
         Row{VMSG_RESET_VQUEUE, sizeof(vmsg_index), false, &VirtioDevice::reset_vqueue},
         Row{VMSG_GET_SHM, sizeof(vmsg_index), false, &VirtioDevice::get_shm},
     };
-    static_assert(rows.front().msg_id == VMSG_GET_DEVICE_INFO && rows.size() == VMSG_GET_SHM - VMSG_GET_DEVICE_INFO + 1);
+    static_assert(rows.front().msg_id == VMSG_GET_DEVICE_INFO &&
+                  rows.size() == VMSG_GET_SHM - VMSG_GET_DEVICE_INFO + 1);
     // The ids are consecutive, so the table is indexed; below the first one the subtraction wraps to a large number.
     const std::size_t index = std::size_t{msg_id} - VMSG_GET_DEVICE_INFO;
     return index < rows.size() ? &rows[index] : nullptr;

@@ -41,8 +41,8 @@ class DeviceHooks {
     virtual GuestError activate() = 0;
     // Set up again after a RESET_VQUEUE. An error as in activate().
     virtual GuestError enable_queue(std::uint32_t index) = 0;
-    virtual void disable_queue(std::uint32_t index) = 0;        // RESET_VQUEUE
-    virtual void reset() = 0;                                   // status 0: everything stops and is unmapped
+    virtual void disable_queue(std::uint32_t index) = 0;  // RESET_VQUEUE
+    virtual void reset() = 0;                             // status 0: everything stops and is unmapped
 };
 
 struct DeviceDescription {

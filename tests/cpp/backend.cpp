@@ -175,7 +175,8 @@ TEST_SUITE("threads") {
         CHECK(model.refused == 0);
     }
 
-    TEST_CASE("backend: chains from before a reset are dropped when they are completed, and keep their memory until then") {
+    TEST_CASE(
+        "backend: chains from before a reset are dropped when they are completed, and keep their memory until then") {
         HoldingModel model;
         model.keep_over_reset = true;
         LoopbackDevice device(model);
@@ -318,7 +319,8 @@ TEST_SUITE("threads") {
                 return {};
             }
         } model;
-        for (const std::int64_t value : {std::int64_t{9}, std::int64_t{1} << 32, std::int64_t{-2}, INT64_MIN, INT64_MAX}) {
+        for (const std::int64_t value :
+             {std::int64_t{9}, std::int64_t{1} << 32, std::int64_t{-2}, INT64_MIN, INT64_MAX}) {
             CAPTURE(value);
             model.value = value;
             LoopbackDevice device(model);

@@ -134,15 +134,16 @@ class LoopbackDevice {
     }
     void set_queue(std::uint32_t index) { set_queue(index, queues[index]->ring()); }
     void set_queue(std::uint32_t index, const SplitQueueDriver& ring) {
-        ask(VMSG_SET_VQUEUE,
-            vmsg_vqueue{index, 0, ring.size(), 0, ring.descriptor_address(), ring.driver_address(), ring.device_address()});
+        ask(VMSG_SET_VQUEUE, vmsg_vqueue{index, 0, ring.size(), 0, ring.descriptor_address(), ring.driver_address(),
+                                         ring.device_address()});
     }
     // Up to FEATURES_OK.
     void negotiate(std::uint64_t features) {
         set_status(0);
         set_status(status_acknowledge);
         set_status(status_acknowledge | status_driver);
-        ask(VMSG_SET_DRIVER_FEATURES, vmsg_feature_range{0, 2}, feature_blocks(features)[0], feature_blocks(features)[1]);
+        ask(VMSG_SET_DRIVER_FEATURES, vmsg_feature_range{0, 2}, feature_blocks(features)[0],
+            feature_blocks(features)[1]);
         set_status(status_acknowledge | status_driver | status_features_ok);
     }
     // The whole sequence; returns the resulting status.
@@ -153,7 +154,9 @@ class LoopbackDevice {
     }
 
     // One request of 8 bytes through a queue, its answer checked; `cell` is a place of 16 bytes in the arena.
-    void offer(std::uint32_t queue, std::size_t cell, std::uint64_t number) { add(queues[queue]->ring(), cell, number); }
+    void offer(std::uint32_t queue, std::size_t cell, std::uint64_t number) {
+        add(queues[queue]->ring(), cell, number);
+    }
     void add(SplitQueueDriver& ring, std::size_t cell, std::uint64_t number) {
         SharedMemory::store_relaxed(word(cell), number);
         const std::uint64_t at = grant_address(arena->first_ref(), cell * 16);
@@ -207,8 +210,7 @@ class LoopbackDevice {
 // Serves a connected backend until it is stopped, at the latest by the destructor.
 class BackendThread {
   public:
-    explicit BackendThread(Backend& backend)
-        : backend_(backend), thread_([this] { exit_ = backend_.run(); }) {}
+    explicit BackendThread(Backend& backend) : backend_(backend), thread_([this] { exit_ = backend_.run(); }) {}
     ~BackendThread() {
         if (thread_.joinable()) static_cast<void>(stop());
     }

@@ -44,8 +44,7 @@ class LoopbackMachine {
 
     // Pages granted by one share(); lives until grantor and grantees have let go of it.
     struct Block {
-        explicit Block(std::size_t count)
-            : fd(::memfd_create("loopback", MFD_CLOEXEC)), size(count * page_size) {
+        explicit Block(std::size_t count) : fd(::memfd_create("loopback", MFD_CLOEXEC)), size(count * page_size) {
             if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) throw HostError(errno, "memfd");
             void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
             if (data == MAP_FAILED) throw HostError(errno, "mmap");
@@ -146,7 +145,8 @@ class LoopbackHypervisor final : public Hypervisor {
         count_call();
         return std::make_unique<Channels>(*this);
     }
-    [[nodiscard]] std::unique_ptr<Mapping> map(DomId domain, GrantRef first, std::size_t count, bool writable) override {
+    [[nodiscard]] std::unique_ptr<Mapping> map(DomId domain, GrantRef first, std::size_t count,
+                                               bool writable) override {
         const std::lock_guard lock(machine_.mutex_);
         count_call();
         return std::make_unique<View>(*this, find(domain, first, count, writable), writable, std::nullopt);
@@ -212,7 +212,8 @@ class LoopbackHypervisor final : public Hypervisor {
             owner_.count_call();
             if (!machine_.domains_.contains(remote)) throw HostError(ENOENT, "no such domain");
             const auto peer = machine_.channels_.find({remote, remote_port});
-            if (peer == machine_.channels_.end() || peer->second.remote != domain_) throw HostError(EINVAL, "not offered");
+            if (peer == machine_.channels_.end() || peer->second.remote != domain_)
+                throw HostError(EINVAL, "not offered");
             if (peer->second.remote_port) throw HostError(EBUSY, "bound already");
             const Port port = add({this, remote, remote_port});
             peer->second.remote_port = port;
@@ -360,8 +361,8 @@ class LoopbackHypervisor final : public Hypervisor {
         if (count == 0) throw HostError(EINVAL, "count 0");
         std::vector<Grant> grants;
         for (std::uint64_t ref = first; ref < std::uint64_t{first} + count; ++ref) {
-            const auto found = ref > UINT32_MAX ? machine_.grants_.end()
-                                                : machine_.grants_.find({domain, static_cast<GrantRef>(ref)});
+            const auto found =
+                ref > UINT32_MAX ? machine_.grants_.end() : machine_.grants_.find({domain, static_cast<GrantRef>(ref)});
             if (found == machine_.grants_.end()) throw HostError(ENOENT, "no grant");
             if (found->second.grantee != domain_) throw HostError(EACCES, "granted to another domain");
             if (writable && !found->second.writable) throw HostError(EACCES, "read-only");

@@ -63,13 +63,15 @@ class MessageFuzz {
                 return make(vmsg_feature_range{number(), below(65)});
             case VMSG_SET_DRIVER_FEATURES:
                 if (one_in(4)) return make(vmsg_feature_range{number(), 1}, number());
-                return make(vmsg_feature_range{0, 2}, one_in(4) ? number() : 0x20000025U & static_cast<std::uint32_t>(random()),
+                return make(vmsg_feature_range{0, 2},
+                            one_in(4) ? number() : 0x20000025U & static_cast<std::uint32_t>(random()),
                             one_in(4) ? number() : 0x101U);
             case VMSG_GET_CONFIG:
                 return make(vmsg_config_range{number(), number()});
             case VMSG_SET_CONFIG: {
                 const std::uint32_t size = below(one_in(4) ? VMSG_MAX_CONFIG_DATA + 1 : 9);
-                std::vector<std::byte> payload = bytes_of(vmsg_config{number(), one_in(2) ? below(64) : number(), size});
+                std::vector<std::byte> payload =
+                    bytes_of(vmsg_config{number(), one_in(2) ? below(64) : number(), size});
                 const std::vector<std::byte> data = some_bytes(size);
                 payload.insert(payload.end(), data.begin(), data.end());
                 return make_request(msg_id, payload, token());

@@ -114,8 +114,7 @@ void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uin
         Delay delay(102);
         std::uint32_t done = 0;
         for (bool lost = false; done < rounds; ++done) {
-            const Message request =
-                make_request(VMSG_GET_CONFIG, bytes_of(vmsg_config_range{40, 4}), ring.token());
+            const Message request = make_request(VMSG_GET_CONFIG, bytes_of(vmsg_config_range{40, 4}), ring.token());
             if (ring.publish(request)) frontend.channels->notify(frontend.port);
             Message answer;
             GuestError error;

@@ -19,7 +19,8 @@ void check_defined(MessageHarness& device_of, const Message& request) {
     REQUIRE(one.size() == two.size());
     REQUIRE(one.size() <= VMSG_MAX_SIZE);
     // A write to the configuration raises the generation; that word alone may differ.
-    if (request.header().msg_id == VMSG_SET_CONFIG) std::memset(one.data() + 8, 0, 4), std::memset(two.data() + 8, 0, 4);
+    if (request.header().msg_id == VMSG_SET_CONFIG)
+        std::memset(one.data() + 8, 0, 4), std::memset(two.data() + 8, 0, 4);
     REQUIRE(std::memcmp(one.data(), two.data(), one.size()) == 0);
     REQUIRE(one.header().type == VMSG_TYPE_RESPONSE);
     REQUIRE(one.header().dev_num == 0);

@@ -38,9 +38,9 @@ TEST_CASE("threat 14: no queue number but the device's own reaches a queue") {
                 wrong += queue.size != 0 || queue.descriptor_address != 0;
                 for (const std::uint8_t msg_id : {VMSG_SET_VQUEUE, VMSG_RESET_VQUEUE}) {
                     const std::uint64_t errors = harness.device.guest_errors();
-                    wrong += static_cast<bool>(msg_id == VMSG_SET_VQUEUE
-                                                   ? harness.ask(msg_id, plausible_queue(index, 1))
-                                                   : harness.ask(msg_id, vmsg_index{index}));
+                    wrong +=
+                        static_cast<bool>(msg_id == VMSG_SET_VQUEUE ? harness.ask(msg_id, plausible_queue(index, 1))
+                                                                    : harness.ask(msg_id, vmsg_index{index}));
                     wrong += harness.device.error() != GuestError{VMSG_XEN_QUEUE_INDEX, index};
                     wrong += harness.device.guest_errors() != errors + 1;
                 }

@@ -101,7 +101,8 @@ TEST_CASE("threat 16: the device's answer to all pairs of status values is the o
     }
 }
 
-TEST_CASE_FIXTURE(MessageHarness, "threat 16: a feature that was not offered is refused at FEATURES_OK, each of the 64") {
+TEST_CASE_FIXTURE(MessageHarness,
+                  "threat 16: a feature that was not offered is refused at FEATURES_OK, each of the 64") {
     for (unsigned bit = 0; bit < 64; ++bit) {
         CAPTURE(bit);
         set_status(0);
@@ -177,7 +178,8 @@ TEST_CASE_FIXTURE(MessageHarness, "threat 16: a count that is not that of the bl
     set_status(3);
     for (const std::uint32_t count : {0U, 2U, 65U, 0x40000001U, 0x80000001U, UINT32_MAX}) {
         CAPTURE(count);
-        CHECK(ask(VMSG_SET_DRIVER_FEATURES, vmsg_feature_range{0, count}, 1U) == GuestError{VMSG_XEN_BAD_PAYLOAD, count});
+        CHECK(ask(VMSG_SET_DRIVER_FEATURES, vmsg_feature_range{0, count}, 1U) ==
+              GuestError{VMSG_XEN_BAD_PAYLOAD, count});
     }
     for (const std::uint32_t count : {65U, 0x40000000U, UINT32_MAX})
         CHECK(ask(VMSG_GET_DEVICE_FEATURES, vmsg_feature_range{0, count}) == GuestError{VMSG_XEN_BAD_PAYLOAD, count});

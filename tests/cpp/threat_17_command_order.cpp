@@ -16,8 +16,8 @@ std::size_t malformed(const Message& request, const Message& answer) {
     std::size_t size = answer_size(asked.msg_id);
     if (asked.msg_id == VMSG_GET_DEVICE_FEATURES) size += request.payload<vmsg_feature_range>().count * 4;
     if (asked.msg_id == VMSG_GET_CONFIG || asked.msg_id == VMSG_SET_CONFIG) size += answer.payload<vmsg_config>().size;
-    return got.type != VMSG_TYPE_RESPONSE || got.msg_id != asked.msg_id || got.dev_num != 0 || got.token != asked.token ||
-           got.msg_size != answer.size() || answer.size() != size;
+    return got.type != VMSG_TYPE_RESPONSE || got.msg_id != asked.msg_id || got.dev_num != 0 ||
+           got.token != asked.token || got.msg_size != answer.size() || answer.size() != size;
 }
 
 // What must hold of the device after every message.
@@ -109,7 +109,8 @@ TEST_CASE_FIXTURE(MessageHarness, "threat 17: each message before its time is re
     CHECK(running == std::set<std::uint32_t>{0});
 }
 
-TEST_CASE_FIXTURE(MessageHarness, "threat 17: every type, device number and message id that is not a request of the bus") {
+TEST_CASE_FIXTURE(MessageHarness,
+                  "threat 17: every type, device number and message id that is not a request of the bus") {
     const auto with = [](std::size_t byte, unsigned value) {
         Message message = make_request(VMSG_GET_DEVICE_STATUS, {});
         message.data()[byte] = static_cast<std::byte>(value);
@@ -121,8 +122,7 @@ TEST_CASE_FIXTURE(MessageHarness, "threat 17: every type, device number and mess
         CHECK(send(with(0, value)).code == ((value & 3) == 0 ? VMSG_XEN_OK : VMSG_XEN_BAD_TYPE));
         const bool known = value >= VMSG_GET_DEVICE_INFO && value <= VMSG_GET_SHM;
         const bool empty = value == VMSG_GET_DEVICE_INFO || value == VMSG_GET_DEVICE_STATUS;
-        CHECK(send(with(1, value)).code ==
-              (!known ? VMSG_XEN_BAD_MSG_ID : empty ? VMSG_XEN_OK : VMSG_XEN_BAD_PAYLOAD));
+        CHECK(send(with(1, value)).code == (!known ? VMSG_XEN_BAD_MSG_ID : empty ? VMSG_XEN_OK : VMSG_XEN_BAD_PAYLOAD));
         CHECK(send(with(2, value)).code == (value == 0 ? VMSG_XEN_OK : VMSG_XEN_BAD_TYPE));
         CHECK(send(with(3, value)).code == (value == 0 ? VMSG_XEN_OK : VMSG_XEN_BAD_TYPE));
     }

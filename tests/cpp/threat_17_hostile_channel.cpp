@@ -50,7 +50,8 @@ TEST_CASE("threat 17: any bytes in the frontend's page: an answer, or a broken c
         RawFrontend frontend(device.front);
         if (fuzz.below(2) == 0) {
             // Noise everywhere, a header that passes more often than not.
-            for (std::byte& value : frontend.fe_page->bytes().first(512)) value = static_cast<std::byte>(fuzz.below(256));
+            for (std::byte& value : frontend.fe_page->bytes().first(512))
+                value = static_cast<std::byte>(fuzz.below(256));
             if (fuzz.below(8) != 0) frontend.write_header();
             if (fuzz.below(4) != 0) frontend.fe->request.seq = fuzz.below(3);
         } else {
@@ -67,7 +68,8 @@ TEST_CASE("threat 17: any bytes in the frontend's page: an answer, or a broken c
         if (exit == Exit::broken) {
             ++broken;
             const std::uint32_t code = frontend.error();
-            wrong += !closes_channel(static_cast<vmsg_xen_error>(code)) || std::strcmp(error_name(code), "unknown") == 0;
+            wrong +=
+                !closes_channel(static_cast<vmsg_xen_error>(code)) || std::strcmp(error_name(code), "unknown") == 0;
             wrong += frontend.answered() != 0;
         } else {
             wrong += exit != Exit::frontend_gone;

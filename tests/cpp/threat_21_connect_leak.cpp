@@ -136,7 +136,8 @@ TEST_SUITE("threads") {
     TEST_CASE("threat 21: an arena larger than the budget, or than memory is, is refused in pages") {
         EchoModel model;
         LoopbackDevice device(model);
-        for (const std::size_t pages : {std::size_t{1025}, std::size_t{1} << 52, (std::size_t{1} << 52) + 1, SIZE_MAX}) {
+        for (const std::size_t pages :
+             {std::size_t{1025}, std::size_t{1} << 52, (std::size_t{1} << 52) + 1, SIZE_MAX}) {
             CAPTURE(pages);
             ChannelAddress address = device.address();
             address.arena_pages = pages;

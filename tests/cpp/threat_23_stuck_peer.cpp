@@ -101,8 +101,7 @@ TEST_SUITE("threads") {
                 device.connect();
                 device.frontend->set_spin(spin);
                 ExchangeResult result = ExchangeResult::ok;
-                std::thread waiting(
-                    [&] { result = device.frontend->exchange(VMSG_GET_DEVICE_STATUS, {}, for_ever); });
+                std::thread waiting([&] { result = device.frontend->exchange(VMSG_GET_DEVICE_STATUS, {}, for_ever); });
                 const auto* page = reinterpret_cast<vmsg_xen_fe_page*>(device.frontend->fe_page().data());
                 while (SharedMemory::load_acquire(&page->request.seq) == 0) cpu_relax();
                 ends_soon([&] {

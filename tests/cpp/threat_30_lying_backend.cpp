@@ -1,8 +1,8 @@
 // Threat 30: a hostile or dead backend (XSA-396). Answers are believed only if they are those to the request.
 #include <doctest/doctest.h>
 
-#include <cstring>
 #include <array>
+#include <cstring>
 #include <functional>
 #include <random>
 #include <thread>
@@ -114,7 +114,8 @@ TEST_CASE_FIXTURE(LyingBackend, "threat 30: an answer that comes after the deadl
     CHECK(frontend.error().code == VMSG_XEN_OK);
 }
 
-TEST_CASE_FIXTURE(LyingBackend, "threat 30: random bytes in the backend's page end in an answer, a name or a deadline") {
+TEST_CASE_FIXTURE(LyingBackend,
+                  "threat 30: random bytes in the backend's page end in an answer, a name or a deadline") {
     std::mt19937 random(30);
     std::array<std::size_t, 4> results{};
     for (int i = 0; i < 3000; ++i) {
@@ -143,7 +144,8 @@ TEST_CASE_FIXTURE(LyingBackend, "threat 30: random bytes in the backend's page e
 }
 
 TEST_SUITE("threads") {
-    TEST_CASE_FIXTURE(LyingBackend, "threat 30: a backend that only raises events does not keep a frontend past its deadline") {
+    TEST_CASE_FIXTURE(LyingBackend,
+                      "threat 30: a backend that only raises events does not keep a frontend past its deadline") {
         Atomic<bool> stop{false};
         std::thread storm([&] {
             while (!stop.load(std::memory_order_relaxed)) channels->notify(port);
@@ -167,7 +169,8 @@ TEST_SUITE("threads") {
                 Message message;
                 message.begin();
                 message.append(vmsg_status{asked});
-                message.finish(VMSG_TYPE_RESPONSE, VMSG_GET_DEVICE_STATUS, static_cast<std::uint16_t>(0x100 | (asked & 0xff)));
+                message.finish(VMSG_TYPE_RESPONSE, VMSG_GET_DEVICE_STATUS,
+                               static_cast<std::uint16_t>(0x100 | (asked & 0xff)));
                 put(message, 12, asked);
                 // Between the answers it may rewrite what it likes, while the frontend copies.
                 SharedMemory::store_relaxed(reinterpret_cast<std::uint32_t*>(be->answer.message + 8),

@@ -41,7 +41,8 @@ TEST_CASE("clock: ticks of a time and back") {
     CHECK(ticks_per_ns() > 0);
     CHECK(ticks_of_us(0) == 0);
     CHECK(ticks_of_us(-5) == 0);
-    for (const double large : {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN(), 1e300})
+    for (const double large :
+         {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN(), 1e300})
         CHECK(ticks_of_us(large) == always);
     CHECK(ticks_of(Clock::duration::max()) > ticks_of(std::chrono::hours(24)));
     CHECK(ticks_of(-second) == 0);
@@ -71,7 +72,8 @@ TEST_CASE_FIXTURE(Channel, "wait: a dead peer is seen while spinning, and what i
     CHECK(arms == 0);
 }
 
-TEST_CASE_FIXTURE(Channel, "wait: a peer that dies without an event while we sleep is noticed, and what it left is taken") {
+TEST_CASE_FIXTURE(Channel,
+                  "wait: a peer that dies without an event while we sleep is noticed, and what it left is taken") {
     CHECK(wait(0, 60 * second, no, [&] { return arms == 0; }) == Wait::peer_dead);
     CHECK(arms == disarms);
     arms = disarms = 0;

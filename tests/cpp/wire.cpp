@@ -12,8 +12,8 @@ TEST_CASE("message: header and payload come out as they went in, little-endian")
     message.append_bytes(bytes_of(std::uint8_t{0xaa}, std::uint8_t{0xbb}));
     message.finish(VMSG_TYPE_RESPONSE, VMSG_GET_CONFIG, 0x0201);
 
-    constexpr std::array<std::uint8_t, 22> wire{0x01, 0x05, 0, 0, 0x01, 0x02, 22, 0, 0x44, 0x33, 0x22,
-                                                0x11, 0x88, 0x77, 0x66, 0x55, 2, 0, 0, 0, 0xaa, 0xbb};
+    constexpr std::array<std::uint8_t, 22> wire{0x01, 0x05, 0,    0,    0x01, 0x02, 22, 0, 0x44, 0x33, 0x22,
+                                                0x11, 0x88, 0x77, 0x66, 0x55, 2,    0,  0, 0,    0xaa, 0xbb};
     REQUIRE(message.size() == wire.size());
     CHECK(std::memcmp(message.data(), wire.data(), wire.size()) == 0);
 
