@@ -98,7 +98,7 @@ def _value(hint: Any, text: str) -> Any:
     if hint is Size:
         return parse_size(text)
     if hint is int:
-        return parse_int(text)
+        return -parse_int(text[1:]) if text.startswith("-") else parse_int(text)
     if hint is str:
         return text
     if hint is Path:

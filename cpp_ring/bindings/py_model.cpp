@@ -39,6 +39,8 @@ PyModel::PyModel(const py::object& model)
 GuestError PyModel::failed(const char* where) noexcept {
     try {
         const py::error_already_set error;
+        // The log is to say where in the model it was raised.
+        if (error.trace()) PyException_SetTraceback(error.value().ptr(), error.trace().ptr());
         const auto code = failed_(where, error.value()).cast<std::uint32_t>();
         const auto known = static_cast<vmsg_xen_error>(code);
         return {breaks_device(known) && std::string_view(error_name(code)) != "unknown" ? known : VMSG_XEN_MODEL, 0};

@@ -94,7 +94,8 @@ ExchangeResult Frontend::exchange(std::uint8_t msg_id, std::span<const std::byte
 bool Frontend::wait_event(Clock::duration timeout) {
     const auto deadline = Clock::now() + timeout;
     for (;;) {
-        if (std::exchange(event_seen_, false) | drain(*channels_)) return true;
+        const bool seen = std::exchange(event_seen_, false);
+        if (drain(*channels_) || seen) return true;
         const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
         if (left.count() < 0) return false;
         pollfd wanted{.fd = channels_->fd(), .events = POLLIN, .revents = 0};

@@ -26,7 +26,7 @@ constexpr std::uint32_t driver_bits =
     status_acknowledge | status_driver | status_features_ok | status_driver_ok | status_failed;
 
 constexpr std::uint32_t max_feature_blocks = 64;
-static_assert(sizeof(vmsg_header) + sizeof(vmsg_feature_range) + max_feature_blocks * 4 <= VMSG_MAX_SIZE);
+static_assert(sizeof(vmsg_header) + sizeof(vmsg_feature_range) + std::size_t{max_feature_blocks} * 4 <= VMSG_MAX_SIZE);
 
 std::vector<std::uint32_t> sums_before(const std::vector<std::uint8_t>& mask) {
     std::vector<std::uint32_t> sums(mask.size() + 1);

@@ -81,7 +81,7 @@ class Message {
   private:
     template <class T>
     [[nodiscard]] T get(std::size_t offset) const noexcept {
-        T value;
+        T value{};
         std::memcpy(&value, bytes_.data() + offset, sizeof value);
         return value;
     }

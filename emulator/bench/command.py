@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,23 +15,35 @@ from rich.table import Table
 
 from emulator.bench.rows import LIMIT, Row, human, targets
 from emulator.bench.run import machine_line, run
+from emulator.demo.interrupts import Interrupts
 from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestFailed
 
 
 def _writable(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and not value.resolve().parent.is_dir():
-        raise click.BadParameter(f"there is no directory {str(value.resolve().parent)!r} to write it to")
+    if value is not None:
+        directory = value.resolve().parent
+        if not directory.is_dir():
+            raise click.BadParameter(f"there is no directory {str(directory)!r} to write it to")
+        if not os.access(directory, os.W_OK):
+            raise click.BadParameter(f"this user may not write to {str(directory)!r}")
     return value
 
 
+def _picture(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix not in PICTURES:
+        raise click.BadParameter(f"{value.name!r} ends in none of {', '.join(PICTURES)}")
+    return _writable(context, parameter, value)
+
+
+PICTURES = (".svg", ".png", ".pdf")
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
 @click.command("bench")
 @click.option("--json", "json_path", type=_FILE, callback=_writable, metavar="FILE", help="Write the rows as JSON.")
 @click.option(
-    "--plot", "plot_path", type=_FILE, callback=_writable, metavar="FILE.svg", help="Write the latency CDF of each row."
+    "--plot", "plot_path", type=_FILE, callback=_picture, metavar="FILE.svg", help="Write the latency CDF of each row."
 )
 @click.option(
     "--count",
@@ -49,7 +62,7 @@ def command(json_path: Path | None, plot_path: Path | None, count: int) -> ExitC
         _require_matplotlib()
     console = Console()
     try:
-        with _progress(console) as progress:
+        with Interrupts(), _progress(console) as progress:
             rows = run(count, progress)
     except (GuestFailed, RuntimeError, OSError) as error:
         raise Failure(ExitCode.INTERNAL, f"the bench failed: {error}") from error

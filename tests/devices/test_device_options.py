@@ -88,7 +88,7 @@ def test_false(text: str) -> None:
         ({"path": ""}, "gadget: path=: expected a path"),
         ({"path": "p", "enabled": "?"}, "gadget: enabled=?: expected one of on, true, yes, 1, off, false, no, 0"),
         ({"path": "p", "count": "many"}, "gadget: count=many: expected a number, as 512 or 0x200"),
-        ({"path": "p", "count": "-1"}, "gadget: count=-1: expected a number, as 512 or 0x200"),
+        ({"path": "p", "count": "--1"}, "gadget: count=--1: expected a number, as 512 or 0x200"),
         ({"path": "p", "limit": "10Q"}, "gadget: limit=10Q: expected a size, as 1048576, 512K or 10G"),
         ({"path": "p", "mode": "medium"}, "gadget: mode=medium: expected one of fast, slow, 3"),
         ({"path": "p", "colour": "green"}, "gadget: colour=green: expected one of red, blue"),
