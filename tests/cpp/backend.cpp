@@ -1,9 +1,11 @@
 // The backend of one device against a frontend in another thread: connection, traffic, reset, and the ends of both.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <new>
 #include <set>
 #include <stdexcept>
+#include <vector>
 
 #include "loopback_device.hpp"
 
@@ -334,6 +336,42 @@ TEST_SUITE("threads") {
             CHECK(device.frontend->ring().error().code == VMSG_XEN_MODEL);
             CHECK(!device.queues[0]->ring().has_used());
         }
+    }
+
+    TEST_CASE("backend: a batch is bounded by bytes as well as by number, and the rest comes in the next one") {
+        class Measuring final : public EchoModel {
+          public:
+            std::uint64_t most = 0;
+            GuestError process(std::uint32_t, std::span<Chain> batch, std::span<const std::uint64_t>,
+                               std::span<std::int64_t> written) noexcept override {
+                std::uint64_t bytes = 0;
+                for (const Chain& chain : batch) bytes += chain.readable_bytes;
+                most = std::max(most, bytes);
+                std::ranges::fill(written, 0);
+                served += batch.size();
+                return {};
+            }
+        } model;
+        DeviceShape shape;
+        shape.queue_sizes = {256};
+        shape.pulled = {false};
+        shape.features = version_1_bit;
+        LoopbackDevice device(model, shape);
+        device.connect();
+        BackendThread thread(device.backend);
+        device.start();
+        // The same pages again and again: 5 chains of 50 times 64 KiB.
+        constexpr std::uint32_t piece = 16 * page_size;
+        const std::vector pieces(50, SplitQueueDriver::Piece{grant_address(device.arena->first_ref(), 0), piece});
+        for (int i = 0; i < 5; ++i) REQUIRE(device.queues[0]->ring().add(pieces, {}));
+        device.queues[0]->kick();
+        SplitQueueDriver::Used used{};
+        bool lied = false;
+        for (int got = 0; got < 5; got += device.queues[0]->ring().pop(used, lied) ? 1 : 0)
+            REQUIRE(device.queues[0]->wait(for_ever));
+        CHECK(thread.stop() == Exit::stopped);
+        CHECK(model.served == 5);
+        CHECK(model.most <= 2 * pieces.size() * piece);  // 4 MiB, and what the last chain has beyond
     }
 
     TEST_CASE("backend: host descriptors are served beside the ring, level triggered, until they are unwatched") {

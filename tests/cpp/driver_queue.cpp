@@ -13,13 +13,13 @@ TEST_CASE("driver queue: a size that no queue has is refused, and leaves the old
     LoopbackMachine machine;
     LoopbackHypervisor back(machine, backend_domain);
     LoopbackHypervisor front(machine, frontend_domain);
-    CHECK_THROWS_AS(DriverQueue(front, backend_domain, 3, version_1), std::invalid_argument);
+    CHECK_THROWS_AS(DriverQueue(front, backend_domain, 3, version_1_bit), std::invalid_argument);
     CHECK(front.granted_pages() == 0);
     CHECK(front.ports() == 0);
-    DriverQueue queue(front, backend_domain, 8, version_1);
+    DriverQueue queue(front, backend_domain, 8, version_1_bit);
     const SplitQueueDriver* const ring = &queue.ring();
     const std::byte* const memory = queue.memory().data();
-    CHECK_THROWS_AS(queue.setup(0, version_1), std::invalid_argument);
+    CHECK_THROWS_AS(queue.setup(0, version_1_bit), std::invalid_argument);
     CHECK(&queue.ring() == ring);
     CHECK(queue.memory().data() == memory);
 }
@@ -28,12 +28,12 @@ TEST_CASE("driver queue: a fresh ring has new references; the old one stays gran
     LoopbackMachine machine;
     LoopbackHypervisor back(machine, backend_domain);
     LoopbackHypervisor front(machine, frontend_domain);
-    DriverQueue queue(front, backend_domain, 8, version_1);
+    DriverQueue queue(front, backend_domain, 8, version_1_bit);
     const Port port = queue.event_channel();
     const std::uint64_t address = queue.ring().descriptor_address();
     const std::size_t pages = front.granted_pages();
     auto held = queue.shared_ring();
-    queue.setup(8, version_1);
+    queue.setup(8, version_1_bit);
     CHECK(queue.ring().descriptor_address() != address);
     CHECK(queue.event_channel() == port);
     CHECK(front.granted_pages() == 2 * pages);
@@ -49,7 +49,7 @@ TEST_CASE("driver queue: nobody there: waiting ends at the timeout, a measuremen
     LoopbackMachine machine;
     LoopbackHypervisor back(machine, backend_domain);
     LoopbackHypervisor front(machine, frontend_domain);
-    DriverQueue queue(front, backend_domain, 2, version_1);
+    DriverQueue queue(front, backend_domain, 2, version_1_bit);
     CHECK(!queue.wait(std::chrono::milliseconds(5)));
     const std::array piece{SplitQueueDriver::Piece{grant_address(8, 0), 8}};
     REQUIRE(queue.ring().add(piece, {}));
@@ -63,7 +63,7 @@ TEST_CASE("driver queue: nobody there: waiting ends at the timeout, a measuremen
 
 TEST_SUITE("threads") {
     TEST_CASE("driver queue: measured round trips, with and without the event index") {
-        for (const std::uint64_t features : {version_1, version_1 | event_idx}) {
+        for (const std::uint64_t features : {version_1_bit, version_1_bit | event_idx_bit}) {
             EchoModel model;
             DeviceShape shape;
             shape.features = features;

@@ -91,7 +91,7 @@ struct DeviceShape {
     std::size_t config_size = 64;
     std::vector<std::uint16_t> queue_sizes{64, 64};
     std::vector<bool> pulled{false, false};
-    std::uint64_t features = version_1 | ring_reset | event_idx | indirect_desc;
+    std::uint64_t features = version_1_bit | ring_reset_bit | event_idx_bit | indirect_desc_bit;
     double spin_us = 50;
     std::size_t map_budget_pages = 1024;
 };

@@ -13,10 +13,10 @@
 
 namespace cpp_ring::test {
 
-inline constexpr std::uint64_t version_1 = std::uint64_t{1} << feature_version_1;
-inline constexpr std::uint64_t ring_reset = std::uint64_t{1} << feature_ring_reset;
-inline constexpr std::uint64_t event_idx = std::uint64_t{1} << feature_event_idx;
-inline constexpr std::uint64_t indirect_desc = std::uint64_t{1} << feature_indirect_desc;
+inline constexpr std::uint64_t version_1_bit = std::uint64_t{1} << feature_version_1;
+inline constexpr std::uint64_t ring_reset_bit = std::uint64_t{1} << feature_ring_reset;
+inline constexpr std::uint64_t event_idx_bit = std::uint64_t{1} << feature_event_idx;
+inline constexpr std::uint64_t indirect_desc_bit = std::uint64_t{1} << feature_indirect_desc;
 
 [[nodiscard]] inline std::vector<std::uint32_t> feature_blocks(std::uint64_t features) {
     return {static_cast<std::uint32_t>(features), static_cast<std::uint32_t>(features >> 32)};
@@ -86,7 +86,7 @@ template <class... T>
 struct HarnessShape {
     std::size_t config_size = 60;
     std::vector<std::uint16_t> queue_sizes{256, 64, 1};
-    std::uint64_t features = version_1 | ring_reset | event_idx | 0x25;
+    std::uint64_t features = version_1_bit | ring_reset_bit | event_idx_bit | 0x25;
 };
 
 class MessageHarness : public DeviceHooks {

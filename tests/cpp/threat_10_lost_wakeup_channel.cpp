@@ -252,7 +252,7 @@ TEST_SUITE("threads") {
         exchange_rounds(50, 0, 20'000 / fewer);
     }
     TEST_CASE("threat 10: kicks and interrupts of two queues, by flags and by event index, are not lost") {
-        for (const std::uint64_t features : {version_1, version_1 | event_idx}) {
+        for (const std::uint64_t features : {version_1_bit, version_1_bit | event_idx_bit}) {
             queue_rounds(features, 0, 20'000 / fewer);
             queue_rounds(features, 5, 20'000 / fewer);
         }

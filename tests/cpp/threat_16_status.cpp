@@ -107,14 +107,14 @@ TEST_CASE_FIXTURE(MessageHarness,
         CAPTURE(bit);
         set_status(0);
         set_status(3);
-        REQUIRE(!set_features(version_1 | std::uint64_t{1} << bit));
+        REQUIRE(!set_features(version_1_bit | std::uint64_t{1} << bit));
         const bool is_offered = (offered >> bit & 1) != 0;
         REQUIRE(set_status(0x0b) == (is_offered ? 0x0b : 3));
         REQUIRE(set_status(0x0f) == (is_offered ? 0x0f : 3));
         if (is_offered) continue;
         REQUIRE(device.error().code == VMSG_XEN_STATUS_ORDER);
         // The driver may mend its ways.
-        REQUIRE(!set_features(version_1));
+        REQUIRE(!set_features(version_1_bit));
         REQUIRE(set_status(0x0b) == 0x0b);
     }
 }
@@ -124,14 +124,14 @@ TEST_CASE_FIXTURE(MessageHarness, "threat 16: a feature in a block that the devi
         CAPTURE(index);
         set_status(0);
         set_status(3);
-        REQUIRE(!set_features(version_1));
+        REQUIRE(!set_features(version_1_bit));
         REQUIRE(!ask(VMSG_SET_DRIVER_FEATURES, vmsg_feature_range{index, 1}, 1U));
         CHECK(device.error() == GuestError{VMSG_XEN_FEATURES, index});
         CHECK(set_status(0x0b) == 3);
         // Zeroes there are what a driver writes that knows more features than the device.
         set_status(0);
         set_status(3);
-        REQUIRE(!set_features(version_1));
+        REQUIRE(!set_features(version_1_bit));
         REQUIRE(!ask(VMSG_SET_DRIVER_FEATURES, vmsg_feature_range{index, 1}, 0U));
         CHECK(set_status(0x0b) == 0x0b);
     }
@@ -145,7 +145,7 @@ TEST_CASE_FIXTURE(MessageHarness, "threat 16: a feature in a block that the devi
 
 TEST_CASE_FIXTURE(MessageHarness, "threat 16: without VIRTIO_F_VERSION_1, or if the model objects, no FEATURES_OK") {
     set_status(3);
-    REQUIRE(!set_features(offered & ~version_1));
+    REQUIRE(!set_features(offered & ~version_1_bit));
     CHECK(set_status(0x0b) == 3);
     CHECK(device.error().code == VMSG_XEN_FEATURES);
     REQUIRE(!set_features(offered));
@@ -163,13 +163,13 @@ TEST_CASE_FIXTURE(MessageHarness, "threat 16: features are frozen at FEATURES_OK
         CHECK(device.features64() == 0);
     }
     set_status(3);
-    REQUIRE(!set_features(version_1));
+    REQUIRE(!set_features(version_1_bit));
     for (const std::uint32_t status : {0x0bU, 0x0fU, 0x8fU}) {
         CHECK(set_status(status) == status);
         for (const std::uint64_t features : {std::uint64_t{0}, offered, ~std::uint64_t{0}}) {
             REQUIRE(!set_features(features));
             CHECK(device.error().code == VMSG_XEN_STATUS_ORDER);
-            CHECK(device.features64() == version_1);
+            CHECK(device.features64() == version_1_bit);
         }
     }
 }

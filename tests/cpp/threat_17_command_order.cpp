@@ -30,7 +30,7 @@ std::size_t impossible(const MessageHarness& harness) {
     if (has(status_features_ok)) {
         wrong += !has(status_acknowledge | status_driver);
         wrong += (device.features64() & ~harness.offered) != 0;
-        wrong += (device.features64() & version_1) == 0;
+        wrong += (device.features64() & version_1_bit) == 0;
     }
     if (!has(status_driver)) wrong += device.features64() != 0;
     wrong += (status & ~0xcfU) != 0;
@@ -46,7 +46,8 @@ std::size_t impossible(const MessageHarness& harness) {
 }  // namespace
 
 TEST_CASE("threat 17: a million messages in any order leave the device in a state that a driver could reach") {
-    MessageHarness harness({.config_size = 60, .queue_sizes = {256, 64, 1}, .features = version_1 | ring_reset | 0x25});
+    MessageHarness harness(
+        {.config_size = 60, .queue_sizes = {256, 64, 1}, .features = version_1_bit | ring_reset_bit | 0x25});
     MessageFuzz fuzz(17);
     std::size_t wrong = 0;
     std::array<std::size_t, 256> taken{};

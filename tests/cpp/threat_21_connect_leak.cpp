@@ -99,7 +99,7 @@ TEST_CASE("threat 21: a frontend that cannot be built withdraws what it granted"
         check_nothing_held(front);
         if (n > 3) continue;
         front.calls = 0;
-        CHECK_THROWS_AS(DriverQueue(front, backend_domain, 16, version_1), HostError);
+        CHECK_THROWS_AS(DriverQueue(front, backend_domain, 16, version_1_bit), HostError);
         CHECK(front.granted_pages() == 0);
         check_nothing_held(front);
     }

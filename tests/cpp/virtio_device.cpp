@@ -88,7 +88,7 @@ TEST_CASE_FIXTURE(MessageHarness, "virtio device: a queue that was reset is set 
 }
 
 TEST_CASE("virtio device: queue reset needs its feature") {
-    MessageHarness harness({.features = version_1});
+    MessageHarness harness({.features = version_1_bit});
     harness.start();
     REQUIRE(!harness.ask(VMSG_RESET_VQUEUE, vmsg_index{1}));
     CHECK(harness.device.error().code == VMSG_XEN_QUEUE_STATE);
