@@ -163,6 +163,8 @@ TEST_SUITE("threads") {
         DriverQueue& queue = *device.queues[0];
         for (std::uint64_t cell = 0; cell < 16; ++cell) device.offer(0, cell, cell);
         queue.kick();
+        // A post that came before the chains were taken would find nothing to complete.
+        while (model.taken < 16) device.ask(VMSG_GET_DEVICE_STATUS);
         std::set<std::uint16_t> heads;
         while (heads.size() < 16) {
             device.backend.wake();
