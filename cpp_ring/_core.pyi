@@ -103,6 +103,8 @@ class Model(Protocol):
         """DRIVER_OK: rings of `queues` are mapped."""
     def reset(self) -> None:
         """Device reset; the queues are stopped and every request is forgotten."""
+    def queue_reset(self, queue: int) -> None:
+        """The driver reset this virtqueue alone; its requests are forgotten."""
     def process(self, queue: int, batch: Batch) -> Sequence[int]:
         """One batch of a handled queue. Returns the bytes written for each request; -1: completed later."""
     def kicked(self, queue: int) -> None:

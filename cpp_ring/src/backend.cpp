@@ -430,6 +430,7 @@ GuestError Backend::enable_queue(std::uint32_t index) {
 void Backend::disable_queue(std::uint32_t index) {
     queues_[index].ring.deactivate();
     std::erase(running_queues_, index);
+    if (const GuestError error = model_.queue_reset(index)) needs_reset(error);
 }
 
 void Backend::stop_queues() noexcept {

@@ -238,6 +238,7 @@ TEST_SUITE("threads") {
         }
         CHECK(device.frontend->ring().error().code == 0);
         CHECK(model.resets == 0);
+        CHECK(model.queue_resets == 30);
     }
 
     TEST_CASE("backend: a queue that cannot be set up anew stops all of them, and the driver is told by an event") {
