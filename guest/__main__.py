@@ -115,7 +115,9 @@ def agent_command(domain: Domain, _: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m guest", description="Drives the virtio devices of a domain.")
-    top.add_argument("--hypervisor", default="local", metavar="local[:NAME]", help="default: %(default)s")
+    default = os.environ.get("VIRTIO_DM_HYPERVISOR", "local")
+    help_text = "default: $VIRTIO_DM_HYPERVISOR, else local"
+    top.add_argument("--hypervisor", default=default, metavar="local[:NAME]", help=help_text)
     top.add_argument("--domid", type=int, required=True, help="the domain this process is to be")
     top.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds to wait; default: %(default)s")
     commands = top.add_subparsers(required=True, metavar="COMMAND")

@@ -123,3 +123,11 @@ def test_nobody_reading_the_output_is_no_traceback(directory: Path, emulator: St
         process.stdout.close()
         assert process.wait(PATIENCE) == FAILED
         assert process.stderr.read() == b""
+
+
+def test_the_hypervisor_can_stand_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VIRTIO_DM_HYPERVISOR", "kvm")
+    assert main(["--domid", "1", "list"]) == USAGE
+    assert "unknown hypervisor 'kvm'" in capsys.readouterr().err
