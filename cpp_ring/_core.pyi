@@ -53,6 +53,14 @@ class LocalHypervisor(Hypervisor):
 
     def __init__(self, directory: str, domid: int) -> None: ...
 
+class XenHypervisor(Hypervisor):
+    """Xen, seen from the domain this process runs in, whose number is `domid`. Only in builds with Xen's libraries.
+
+    What of /dev/xen cannot be opened is a HostError of the call that needs it.
+    """
+
+    def __init__(self, domid: int) -> None: ...
+
 class SharedPages:
     """Pages of this domain granted to another; withdrawn by close() or when collected."""
 

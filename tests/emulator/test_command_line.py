@@ -45,7 +45,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("run --domid 1 --hypervisor kvm", ExitCode.USAGE, "none of xen, local, local:NAME"),
         ("run --domid 1 --hypervisor local:", ExitCode.USAGE, "none of xen"),
         ("run --domid 1 --hypervisor local:a/b", ExitCode.USAGE, "machine name"),
-        ("run --domid 1 --hypervisor xen", ExitCode.NO_HYPERVISOR, "no Xen support"),
+        ("run --domid 1 --hypervisor xen", ExitCode.NO_HYPERVISOR, "no Xen here"),
         ("run --domid 1 --poll-us -5", ExitCode.USAGE, "neither a number"),
         ("run --domid 1 --poll-us 1.5", ExitCode.USAGE, "neither a number"),
         ("run --domid 1 --config none.toml", ExitCode.MISSING_FILE, "cannot read none.toml"),
@@ -60,7 +60,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("attach 1", ExitCode.USAGE, "SPEC"),
         ("attach 1 nonsense", ExitCode.BAD_DEVICE, "no device"),
         ("attach 1 rng --id -1", ExitCode.USAGE, "range"),
-        ("attach 1 rng --hypervisor xen", ExitCode.NO_HYPERVISOR, "no Xen support"),
+        ("attach 1 rng --hypervisor xen", ExitCode.NO_HYPERVISOR, "no Xen here"),
         ("detach 1", ExitCode.USAGE, "DEVID"),
         ("update 1 0 nonsense", ExitCode.BAD_DEVICE, "write key=value"),
         ("devices nonsense", ExitCode.BAD_DEVICE, "no device"),
@@ -68,7 +68,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("local x --list --stop", ExitCode.USAGE, "at a time"),
         ("local x --list", ExitCode.NO_HYPERVISOR, "no local machine"),
         ("local a/b", ExitCode.USAGE, "machine name"),
-        ("supervise --hypervisor xen", ExitCode.NO_HYPERVISOR, "no Xen support"),
+        ("supervise --hypervisor xen", ExitCode.NO_HYPERVISOR, "no Xen here"),
     ],
 )
 def test_wrong_words_have_a_line_and_a_code_and_open_nothing(
