@@ -1,0 +1,93 @@
+"""Where artefacts are kept: each in a directory named by the hash of what it is made of, which appears at once.
+
+An artefact is built in a directory of another name and renamed, so that one which is there is whole, whatever was
+killed. One lock keeps builders from building the same thing twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from scripts.xen_rig.host import say
+
+KEPT: Final = 3
+"""Artefacts of a kind that stay: a few checkouts share the cache."""
+HERE: Final = Path(__file__).parent
+
+
+def directory() -> Path:
+    named = os.environ.get("VIRTIO_DM_RIG_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(home) / "virtio-dm" / "xen-rig"
+
+
+def key(*parts: object, files: Iterable[Path] = ()) -> str:
+    """Of the printed form of `parts` and the content of `files` with their names."""
+    digest = hashlib.sha256(repr(parts).encode())
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"\0{path.name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def sources(*names: str) -> list[Path]:
+    """Modules of this package, whose change makes a new artefact."""
+    return [HERE / name for name in names]
+
+
+@contextlib.contextmanager
+def lock(place: Path) -> Iterator[None]:
+    """Held by whoever builds. The kernel gives it back when its holder dies."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another build in {place}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def artefact(place: Path, kind: str, identity: str, make: Callable[[Path], None]) -> Path:
+    """The directory `kind`-`identity`, made by `make` in an empty directory if it is not there."""
+    final = place / f"{kind}-{identity}"
+    if not final.is_dir():
+        with lock(place):
+            if not final.is_dir():
+                _remove_remains(place)
+                work = Path(tempfile.mkdtemp(prefix="new-", dir=place))
+                try:
+                    make(work)
+                    work.chmod(0o755)
+                    work.rename(final)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+    os.utime(final)
+    _forget_old(place, kind)
+    return final
+
+
+def _remove_remains(place: Path) -> None:
+    """Of builders that were killed: whoever holds the lock is the only one."""
+    for path in place.glob("new-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _forget_old(place: Path, kind: str) -> None:
+    def age(path: Path) -> float:
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime
+        return 0.0
+
+    for path in sorted(place.glob(f"{kind}-*"), key=age, reverse=True)[KEPT:]:
+        # Renamed first: a directory that is there is whole.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path.rename(place / f"new-{path.name}"), ignore_errors=True)

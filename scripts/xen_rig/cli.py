@@ -1,0 +1,142 @@
+"""The command line of scripts/xen-rig."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final, Literal
+
+from scripts.xen_rig import artefacts, cache, order, ramdisk
+from scripts.xen_rig.errors import RIG_FAILED, RigError
+from scripts.xen_rig.host import say
+from scripts.xen_rig.machine import Disks, Machine
+from scripts.xen_rig.session import Session
+
+INTERRUPTED: Final = 130
+EXIT_CODES: Final = (
+    "exit codes: the script's own; 124 it ran longer than --timeout; 125 the rig could not be built or started; "
+    "126 Xen or dom0 died"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGHUP, _terminated)
+    try:
+        code: int = arguments.command(arguments)
+    except RigError as error:
+        say(str(error))
+        return error.code
+    except OSError as error:
+        say(f"{error}: the cache is in {cache.directory()}, see VIRTIO_DM_RIG_CACHE")
+        return RIG_FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Of `test`, whatever is not the rig's own is pytest's, as `arguments`."""
+    top = argparse.ArgumentParser(
+        prog="xen-rig", description="A real Xen in an emulated machine.", epilog=EXIT_CODES, allow_abbrev=False
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, allow_abbrev=False)
+
+    build = add("build", "Makes everything that the other commands need, which they do by themselves too.")
+    build.set_defaults(command=_build)
+    build.add_argument("--refresh", action="store_true", help="ask the archives for newer packages first")
+    run = add("run", "Boots, runs a script of this machine in dom0, exits with its exit code.")
+    run.set_defaults(command=_run)
+    run.add_argument("script", type=Path, metavar="SCRIPT")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the script")
+    shell = add("shell", "Boots and gives a root shell in dom0; its end is the machine's end.")
+    shell.set_defaults(command=_shell)
+    tests = add("test", "Boots and runs tests/xen with pytest in dom0; other arguments are pytest's.")
+    tests.set_defaults(command=_test)
+    for each in (run, shell, tests):
+        each.add_argument("--share", type=Path, metavar="DIR", help="a directory that dom0 sees as /rig/share, live")
+    for each in (run, tests):
+        text = "of the script; default: %(default)s"
+        each.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help=text)
+        each.add_argument("--verbose", action="store_true", help="Xen's and dom0's console on standard error")
+    arguments, rest = top.parse_known_args(argv)
+    if arguments.command is _test:
+        arguments.arguments = rest
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    start = time.monotonic()
+    made = artefacts.make(refresh=arguments.refresh)
+    say(f"ready in {time.monotonic() - start:.1f} s: {made.versions}; kept in {cache.directory()}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return _boot(arguments, "run", lambda host: order.script(host, arguments.script, arguments.arguments))
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    return _boot(arguments, "run", lambda _: order.tests(arguments.arguments))
+
+
+def _shell(arguments: argparse.Namespace) -> int:
+    if not sys.stdin.isatty():
+        raise RigError("shell needs a terminal; to run commands: scripts/xen-rig run SCRIPT")
+    say("dom0 in some 20 s; leave with exit")
+    return _boot(arguments, "shell", lambda _: "")
+
+
+def _boot(arguments: argparse.Namespace, verb: Literal["run", "shell"], command: order.Command) -> int:
+    with tempfile.TemporaryDirectory(prefix="xen-rig-") as name:
+        directory = Path(name)
+        host = directory / "host"
+        host.mkdir()
+        order.write(host, command(host))
+        share = (arguments.share or directory / "share").resolve()
+        if arguments.share is None:
+            share.mkdir()
+        elif not share.is_dir():
+            raise RigError(f"{arguments.share} is no directory: make it first")
+        made = artefacts.make()
+        (directory / "ramdisk").write_bytes(ramdisk.content(made.root / "boot.cpio"))
+        disks = Disks(
+            xen=made.root / "xen",
+            vmlinux=made.root / "vmlinux",
+            ramdisk=directory / "ramdisk",
+            root=made.root / "root.ext4",
+            libraries=made.libraries,
+            site=made.site,
+            host=host,
+            share=share,
+        )
+        with Machine(disks, terminal=verb == "shell") as machine:
+            session = Session(machine, directory / "console.log", verbose=getattr(arguments, "verbose", False))
+            try:
+                session.wait_ready()
+                return session.carry_out(verb, getattr(arguments, "timeout", None))
+            finally:
+                session.close()
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time: give seconds above 0")
+    return seconds
+
+
+def _terminated(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)

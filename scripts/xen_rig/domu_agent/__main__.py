@@ -1,0 +1,3 @@
+from scripts.xen_rig.domu_agent.agent import main
+
+main()

@@ -1,0 +1,127 @@
+"""The emulated machine: QEMU's command line, and its process.
+
+What the settings are for is in docs/rig.md. KVM is not used: on hosts that are virtual machines themselves it cannot
+run Xen's guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from scripts.xen_rig.host import tool
+
+MEMORY: Final = 3072
+"""MiB: of dom0 1280, the rest for the domUs."""
+CPU: Final = (
+    "max"
+    ",-smap"  # QEMU 7.2 kills a PV dom0 at its first iret
+    ",-rdtscp"  # a PVH domU dies of it
+    ",-xsave,-xsaveopt,-avx,-avx2,-f16c,-fma,-mpx,-pku"  # undefined instructions in a PVH domU's user space
+)
+XEN_ARGUMENTS: Final = (
+    "console=com1 com1=115200,8n1 noreboot dom0_mem=1280M,max:1280M dom0_max_vcpus=1 dom0_vcpus_pin loglvl=warning"
+)
+DOM0_ARGUMENTS: Final = "console=hvc0 loglevel=4 panic=0 rdinit=/init"
+STOP_TIMEOUT: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Disks:
+    """What the machine is given, in the order in which dom0 sees them."""
+
+    xen: Path
+    vmlinux: Path
+    ramdisk: Path
+    root: Path
+    libraries: Path
+    site: Path
+    host: Path
+    """A directory with what dom0 is to do."""
+    share: Path
+    """A directory of the host that dom0 sees live, both ways."""
+
+
+def command(disks: Disks) -> list[str]:
+    """Without the channels, which `Machine` adds."""
+    line = [tool("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    line += ["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY)]
+    line += ["-kernel", str(disks.xen), "-append", XEN_ARGUMENTS]
+    line += ["-initrd", f"{_escaped(disks.vmlinux)} {DOM0_ARGUMENTS},{_escaped(disks.ramdisk)}"]
+    for number, image in enumerate((disks.root, disks.libraries, disks.site)):
+        line += ["-drive", f"id=disk{number},if=none,format=raw,readonly=on,file={_escaped(image)}"]
+        line += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+    for tag, directory in (("host", disks.host), ("share", disks.share)):
+        line += ["-fsdev", f"local,id={tag},security_model=none,multidevs=remap,path={_escaped(directory)}"]
+        line += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    return line
+
+
+def _escaped(path: Path) -> str:
+    """A comma ends a value in QEMU's options unless it is doubled."""
+    return str(path).replace(",", ",,")
+
+
+class Machine:
+    """A running QEMU. Dies with this process, however that ends; `stop` or leaving the context ends it at once.
+
+    `console`, `control` and `output` are the host's ends of the serial line and the two ports.
+    """
+
+    def __init__(self, disks: Disks, *, terminal: bool = False, extra: tuple[str, ...] = ()) -> None:
+        """`terminal`: the serial line is this process's own terminal, for a person."""
+        self.control, control = socket.socketpair()
+        self.output, output = socket.socketpair()
+        self.monitor, monitor = socket.socketpair()
+        self.console: socket.socket | None = None
+        theirs = [control, output, monitor]
+        line = command(disks)
+        if terminal:
+            line += ["-chardev", "stdio,id=console,signal=off"]
+        else:
+            self.console, console = socket.socketpair()
+            theirs.append(console)
+            line += ["-chardev", f"socket,id=console,fd={console.fileno()}"]
+        line += ["-serial", "chardev:console", "-device", "virtio-serial-pci"]
+        for number, (name, end) in enumerate((("control", control), ("output", output)), 1):
+            line += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
+            line += ["-device", f"virtserialport,chardev={name},nr={number},name={name}"]
+        line += ["-chardev", f"socket,id=monitor,fd={monitor.fileno()}", "-mon", "chardev=monitor,mode=control"]
+        with contextlib.ExitStack() as ends:
+            for end in theirs:
+                ends.enter_context(end)
+            self.process = subprocess.Popen(
+                [tool("setpriv"), "--pdeathsig", "KILL", "--", *line, *extra],
+                stdin=None if terminal else subprocess.DEVNULL,
+                stdout=None if terminal else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[end.fileno() for end in theirs],
+                # Ctrl-C is for us, who then end it; in a terminal it goes to dom0 as a character anyway.
+                process_group=-1 if terminal else 0,
+            )
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for end in (self.control, self.output, self.monitor, self.console):
+            if end is not None:
+                end.close()
+
+    def complaint(self) -> str:
+        """What QEMU said last, once it has ended."""
+        lines = (self.process.stderr.read() if self.process.stderr else b"").decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

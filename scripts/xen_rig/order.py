@@ -1,0 +1,62 @@
+"""What dom0 is to do in one run: a directory that it sees as /rig/host."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scripts.xen_rig.errors import RigError
+
+Command = Callable[[Path], str]
+
+ENVIRONMENT = {
+    "PATH": "/rig/site/bin:/usr/lib/xen-tools:/usr/local/sbin:/usr/sbin:/usr/bin",
+    "PYTHONPATH": "/rig/site/package:/rig/site/tree:/rig/libraries",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+    # numpy's linear algebra would start a thread a core at import.
+    "OPENBLAS_NUM_THREADS": "1",
+}
+TREE = "/rig/site/tree"
+TESTS = f"{TREE}/tests/xen"
+TEST_COMMAND = (
+    "python3", "-m", "pytest", "-o", "cache_dir=/tmp/pytest", f"--rootdir={TREE}", "-c", f"{TREE}/pyproject.toml",
+    f"--confcutdir={TESTS}",
+)  # fmt: skip
+
+
+def write(directory: Path, command: str) -> None:
+    """`command`: of a shell, in the shared directory."""
+    settings = dict(ENVIRONMENT)
+    if sys.stdout.isatty():
+        columns = str(shutil.get_terminal_size().columns)
+        settings |= {"TERM": os.environ.get("TERM", "dumb"), "FORCE_COLOR": "1", "COLUMNS": columns}
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
+    (directory / "environment").write_text("".join(lines))
+    (directory / "run").write_text(command + "\n")
+
+
+def script(directory: Path, path: Path, arguments: Sequence[str]) -> str:
+    """The command that runs a file of the host; one without #! is bash's."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RigError(f"{path}: {error.strerror}: name a script of this machine") from error
+    copy = directory / path.name
+    copy.write_bytes(content)
+    copy.chmod(0o755)
+    interpreter = [] if content.startswith((b"#!", b"\x7fELF")) else ["bash"]
+    return "exec " + shlex.join([*interpreter, f"/rig/host/{path.name}", *arguments])
+
+
+def tests(arguments: Sequence[str]) -> str:
+    """The command that runs the Xen tests with these arguments of pytest; paths among them are the repository's."""
+    named = any(not argument.startswith("-") and argument.split("::")[0].startswith("tests/") for argument in arguments)
+    command = [*TEST_COMMAND, *arguments, *([] if named else [TESTS])]
+    return f"cd {TREE} && exec " + shlex.join(command)
