@@ -21,7 +21,8 @@ XenEventChannels::XenEventChannels(std::optional<DomId> peer) : handle_(xenevtch
     const int flags = ::fcntl(fd(), F_GETFL);
     if (flags < 0 || ::fcntl(fd(), F_SETFL, flags | O_NONBLOCK) != 0)
         throw HostError(errno, "cannot set up /dev/xen/evtchn");
-    if (peer && xenevtchn_restrict(handle_.get(), *peer) != 0)
+    // Linux takes no restriction to domain 0, with which a frontend has to do anyway.
+    if (peer && *peer != 0 && xenevtchn_restrict(handle_.get(), *peer) != 0)
         throw HostError(errno, "cannot restrict /dev/xen/evtchn to domain " + std::to_string(*peer));
 }
 
