@@ -247,11 +247,15 @@ void Backend::after_model(GuestError failure) {
     if (failure) needs_reset(failure);
 }
 
-void Backend::flush() noexcept {
-    for (const std::uint32_t index : running_queues_) {
-        Queue& queue = queues_[index];
+void Backend::flush() {
+    for (std::size_t i = 0; i < running_queues_.size(); ++i) {
+        Queue& queue = queues_[running_queues_[i]];
         if (!queue.dirty) continue;
         queue.dirty = false;
+        if (const GuestError error = queue.ring.write_back()) {
+            needs_reset(error);  // stops all queues: what the driver took back is not shown as used
+            return;
+        }
         queue.ring.publish();
         if (queue.ring.needs_notification() && queue.port) notify(*queue.port);
     }

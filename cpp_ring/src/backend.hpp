@@ -143,7 +143,7 @@ class Backend final : private DeviceHooks {
     [[nodiscard]] bool arm();
     void disarm() noexcept;
     void after_model(GuestError failure);
-    void flush() noexcept;
+    void flush();
     void publish_state() noexcept;
     void stop_queues() noexcept;
     void notify(Port port) noexcept;

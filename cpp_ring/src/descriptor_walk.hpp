@@ -61,7 +61,9 @@ template <class Mem>
             entries = static_cast<std::uint32_t>(desc.length / sizeof(Descriptor));
             if (desc.length == 0 || desc.length % sizeof(Descriptor) != 0 || entries > limits.queue_size)
                 return {VMSG_XEN_DESC_INDIRECT, desc.length};
-            if (const GuestError error = memory.resolve(desc.address, desc.length, false, indirect)) return error;
+            if (const GuestError error = memory.resolve_payload(desc.address, desc.length, false, indirect))
+                return error;
+            if (const GuestError error = memory.fetch()) return error;
             table = reinterpret_cast<const Descriptor*>(indirect.data);
             index = 0;
             continue;
@@ -77,7 +79,7 @@ template <class Mem>
         const bool write = (desc.flags & desc_write) != 0;
         if (!write && !out.writable.empty()) return {VMSG_XEN_DESC_ORDER, index};
         Segment& segment = (write ? out.writable : out.readable).emplace_back();
-        if (const GuestError error = memory.resolve(desc.address, desc.length, write, segment)) return error;
+        if (const GuestError error = memory.resolve_payload(desc.address, desc.length, write, segment)) return error;
         (write ? out.writable_bytes : out.readable_bytes) += desc.length;
 
         if ((desc.flags & desc_next) == 0) {
@@ -93,13 +95,17 @@ template <class Mem>
 
 // Fills `out` with the chain that starts at `head` of `table` (limits.queue_size entries). Each descriptor is copied
 // once and only the copy is used. On an error `out` is empty and nothing stays mapped for it. Errors: DESC_HEAD,
-// DESC_NEXT, DESC_CYCLE, DESC_INDIRECT, DESC_LENGTH, DESC_ORDER, and those of GuestMemory::resolve.
+// DESC_NEXT, DESC_CYCLE, DESC_INDIRECT, DESC_LENGTH, DESC_ORDER, and those of GuestMemory::resolve_payload and fetch.
 template <class Mem = SharedMemory>
 [[nodiscard]] GuestError walk(const Descriptor* table, const WalkLimits& limits, std::uint16_t head,
                               GuestMemory& memory, Chain& out) {
     out.clear();
-    const GuestError error = detail::walk_chain<Mem>(table, limits, head, memory, out);
-    if (error) out.clear();
+    GuestError error = detail::walk_chain<Mem>(table, limits, head, memory, out);
+    if (!error) error = memory.fetch();
+    if (error) {
+        memory.drop_fetch();
+        out.clear();
+    }
     return error;
 }
 

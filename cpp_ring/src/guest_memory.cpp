@@ -1,5 +1,6 @@
 #include "guest_memory.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace cpp_ring {
@@ -59,13 +60,18 @@ GuestError GuestMemory::map_persistent(std::uint64_t address, std::uint64_t leng
     return {};
 }
 
-GuestError GuestMemory::resolve_slow(std::uint64_t address, std::uint32_t length, bool writable, Segment& out) {
+bool GuestMemory::find_persistent(std::uint64_t address, std::uint32_t length, bool writable, Segment& out) {
     for (std::size_t i = 0; i < persistent_.size(); ++i) {
         if (persistent_[i].find(address, length, writable, out)) {
             last_hit_ = i;
-            return {};
+            return true;
         }
     }
+    return false;
+}
+
+GuestError GuestMemory::resolve_slow(std::uint64_t address, std::uint32_t length, bool writable, Segment& out) {
+    if (find_persistent(address, length, writable, out)) return {};
     std::byte* data = nullptr;
     std::shared_ptr<Mapping> keep;
     if (const GuestError error = map(address, length, writable, keep, data)) return error;
@@ -73,9 +79,86 @@ GuestError GuestMemory::resolve_slow(std::uint64_t address, std::uint32_t length
     return {};
 }
 
+// ---- copies ----
+
+namespace {
+
+// Private bytes in the place of mapped ones.
+class Copy final : public Mapping {
+  public:
+    explicit Copy(std::size_t size) : data_(size) {
+        bytes_ = data_;
+        writable_ = true;
+    }
+
+  private:
+    std::vector<std::byte> data_;  // zeroes: nothing of ours that a device claims to have written reaches a guest
+};
+
+}  // namespace
+
+GuestError GuestMemory::resolve_payload_slow(std::uint64_t address, std::uint32_t length, bool writable, Segment& out) {
+    if (!hypervisor_.can_copy()) return resolve_slow(address, length, writable, out);
+    if (find_persistent(address, length, writable, out)) return {};
+    GrantRange range;
+    if (const GuestError error = parse_grant_range(address, length, range)) return error;
+    if (range.pages > budget_->limit - budget_->used) return {VMSG_XEN_MAP_BUDGET, range.pages};
+    const auto charged =
+        std::make_shared<Charged>(budget_, static_cast<std::size_t>(range.pages), std::make_unique<Copy>(length));
+    std::byte* const data = charged->mapping->bytes().data();
+    out = {data, length, std::shared_ptr<Mapping>(charged, charged->mapping.get()), address};
+    if (!writable) add(to_fetch_, address, out, length);
+    return {};
+}
+
+void GuestMemory::add(Copies& copies, std::uint64_t address, const Segment& segment, std::uint32_t size) {
+    GrantRange range;
+    // It was parsed when the segment was made.
+    if (parse_grant_range(address, size, range)) return;
+    GrantRef ref = range.first;
+    std::uint32_t offset = range.offset;
+    for (std::uint32_t done = 0; done < size; ++ref, offset = 0) {
+        const auto piece = std::min<std::uint32_t>(size - done, static_cast<std::uint32_t>(page_size) - offset);
+        copies.pieces.push_back({ref, offset, piece, segment.data + done});
+        done += piece;
+    }
+    copies.keep.push_back(segment.keep);
+}
+
+GuestError GuestMemory::carry_out(Copies& copies, CopyDirection direction) {
+    if (copies.pieces.empty()) return {};
+    std::size_t done = 0;
+    try {
+        done = hypervisor_.copy(frontend_, copies.pieces, direction);
+    } catch (const HostError&) {
+        done = 0;
+    }
+    const GuestError error =
+        done < copies.pieces.size() ? GuestError{VMSG_XEN_GRANT_MAP, copies.pieces[done].ref} : GuestError{};
+    copies.pieces.clear();
+    copies.keep.clear();
+    return error;
+}
+
+GuestError GuestMemory::fetch() { return carry_out(to_fetch_, CopyDirection::from_domain); }
+
+void GuestMemory::put_back(const Segment& copy, std::uint32_t size) {
+    if (size != 0) add(to_store_, copy.copy_of, copy, std::min(size, copy.size));
+}
+
+GuestError GuestMemory::store() { return carry_out(to_store_, CopyDirection::to_domain); }
+
+void GuestMemory::drop_fetch() noexcept {
+    to_fetch_.pieces.clear();
+    to_fetch_.keep.clear();
+}
+
 void GuestMemory::clear() noexcept {
     persistent_.clear();
     last_hit_ = 0;
+    drop_fetch();
+    to_store_.pieces.clear();
+    to_store_.keep.clear();
 }
 
 }  // namespace cpp_ring

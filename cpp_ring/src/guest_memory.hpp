@@ -18,6 +18,8 @@ struct Segment {
     std::byte* data = nullptr;
     std::uint32_t size = 0;
     std::shared_ptr<Mapping> keep;  // holds the pages mapped; may be dropped by any thread
+    // Where `data` is a private copy: the address it belongs to, for GuestMemory::put_back. 0: it is the page itself.
+    std::uint64_t copy_of = 0;
 };
 
 // One for each connection of a device; used by that device's thread only. Segments may outlive it.
@@ -37,7 +39,24 @@ class GuestMemory {
         return resolve_slow(address, length, writable, out);
     }
 
-    // Drops the persistent mappings. Pages that a Segment still keeps stay mapped, and charged, until it goes.
+    // The same for the payload of a request. What lies in no persistent mapping is copied where the hypervisor can:
+    // a readable one has its bytes after fetch(), and a writable one is zeroes, of which put_back() and store() write
+    // to the guest what the device wrote.
+    [[nodiscard]] GuestError resolve_payload(std::uint64_t address, std::uint32_t length, bool writable, Segment& out) {
+        if (last_hit_ < persistent_.size() && persistent_[last_hit_].find(address, length, writable, out)) return {};
+        return resolve_payload_slow(address, length, writable, out);
+    }
+    // Copies what resolve_payload() found readable, in one call of the hypervisor. VMSG_XEN_GRANT_MAP (the reference).
+    [[nodiscard]] GuestError fetch();
+    // Forgets what waits for fetch(): the request is refused.
+    void drop_fetch() noexcept;
+    // To be written to the guest by store(): the first `size` bytes of a writable copy.
+    void put_back(const Segment& copy, std::uint32_t size);
+    // Copies all that was put back, in one call of the hypervisor. VMSG_XEN_GRANT_MAP (the reference).
+    [[nodiscard]] GuestError store();
+
+    // Drops the persistent mappings and the copies that wait. Pages that a Segment still keeps stay mapped, and
+    // charged, until it goes.
     void clear() noexcept;
 
     [[nodiscard]] std::size_t mapped_pages() const noexcept;
@@ -59,6 +78,7 @@ class GuestMemory {
             out.data = data + offset;
             out.size = size;
             out.keep = keep;
+            out.copy_of = 0;
             return true;
         }
     };
@@ -66,12 +86,24 @@ class GuestMemory {
     [[nodiscard]] GuestError map(std::uint64_t address, std::uint64_t length, bool writable,
                                  std::shared_ptr<Mapping>& keep, std::byte*& data);
     [[nodiscard]] GuestError resolve_slow(std::uint64_t address, std::uint32_t length, bool writable, Segment& out);
+    [[nodiscard]] GuestError resolve_payload_slow(std::uint64_t address, std::uint32_t length, bool writable,
+                                                  Segment& out);
+    [[nodiscard]] bool find_persistent(std::uint64_t address, std::uint32_t length, bool writable, Segment& out);
+    // Copies of one direction that wait for their call.
+    struct Copies {
+        std::vector<GrantCopy> pieces;
+        std::vector<std::shared_ptr<Mapping>> keep;  // whose bytes they are
+    };
+    void add(Copies& copies, std::uint64_t address, const Segment& segment, std::uint32_t size);
+    [[nodiscard]] GuestError carry_out(Copies& copies, CopyDirection direction);
 
     Hypervisor& hypervisor_;
     DomId frontend_;
     std::shared_ptr<Budget> budget_;
     std::vector<Persistent> persistent_;
     std::size_t last_hit_ = 0;
+    Copies to_fetch_;
+    Copies to_store_;
 };
 
 }  // namespace cpp_ring

@@ -50,6 +50,15 @@ class SharedPages {
     GrantRef first_ref_ = 0;
 };
 
+// Bytes of another domain, within one page of a grant, and those of ours that they come from or go to.
+struct GrantCopy {
+    GrantRef ref = 0;
+    std::uint32_t offset = 0;  // in the page; offset + size <= page_size
+    std::uint32_t size = 0;
+    std::byte* ours = nullptr;
+};
+enum class CopyDirection { from_domain, to_domain };
+
 // One thread's view of event channels (Xen: one xenevtchn handle per thread).
 class EventChannels {
   public:
@@ -94,6 +103,12 @@ class Hypervisor {
     // `port` (of `events`) is notified (xengnttab_map_grant_ref_notify).
     [[nodiscard]] virtual std::unique_ptr<Mapping> map_notify(DomId domain, GrantRef ref, std::size_t offset,
                                                               EventChannels& events, Port port) = 0;
+    // Whether the hypervisor itself copies to and from grants, which costs less than to map a page for one use.
+    [[nodiscard]] virtual bool can_copy() const noexcept { return false; }
+    // Copies all pieces; returns the index of the first that could not be, or their number. Only where can_copy().
+    // Throws HostError when nothing could be tried.
+    [[nodiscard]] virtual std::size_t copy(DomId, std::span<const GrantCopy>, CopyDirection) { return 0; }
+
     // Frontend: `count` zeroed pages granted to `domain` (xengntshr_share_pages).
     [[nodiscard]] virtual std::unique_ptr<SharedPages> share(DomId domain, std::size_t count, bool writable) = 0;
     // The same for one page, with its byte at `offset` cleared and `port` notified at the death of this process.

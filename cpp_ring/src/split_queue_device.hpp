@@ -5,6 +5,7 @@
 // enable_notifications, which says whether work came meanwhile.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -115,7 +116,15 @@ class BasicSplitQueueDevice {
             return {VMSG_XEN_DESC_IN_FLIGHT, head};
         }
         if (const GuestError error = walk<Mem>(ring_.descriptors, limits_, head, *memory_, out)) return error;
-        heads_[head] = {static_cast<std::uint32_t>(out.writable_bytes), 0, true, false};
+        Head& taken = heads_[head];
+        taken.writable_bytes = static_cast<std::uint32_t>(out.writable_bytes);
+        taken.written = 0;
+        taken.in_flight = true;
+        taken.done = false;
+        // The model lets go of the chain before, or after, it says how much it wrote.
+        taken.copies.clear();
+        if (std::any_of(out.writable.begin(), out.writable.end(), [](const Segment& s) { return s.copy_of != 0; }))
+            taken.copies = out.writable;
         if (in_order_) order_[order_back_++ & mask()] = head;
         ++avail_next_;
         ++in_flight_;
@@ -126,11 +135,12 @@ class BasicSplitQueueDevice {
     // Gives a chain back, `written` bytes of its writable part having been written (from its start). Visible to the
     // driver after publish(); in order: after all chains popped before it were pushed too. VMSG_XEN_MODEL, and nothing
     // changes: `head` is not in flight, or `written` exceeds the writable part.
-    [[nodiscard]] GuestError push(std::uint16_t head, std::uint32_t written) noexcept {
+    [[nodiscard]] GuestError push(std::uint16_t head, std::uint32_t written) {
         if (head >= limits_.queue_size || !heads_[head].in_flight || heads_[head].done) return {VMSG_XEN_MODEL, head};
         if (written > heads_[head].writable_bytes) return {VMSG_XEN_MODEL, written};
         heads_[head].written = written;
         heads_[head].done = true;
+        put_back(heads_[head]);
         if (!in_order_) {
             put_used(head);
             return {};
@@ -139,6 +149,10 @@ class BasicSplitQueueDevice {
             put_used(order_[order_front_++ & mask()]);
         return {};
     }
+
+    // Before publish(): writes to the guest what pushed chains have in private copies. VMSG_XEN_GRANT_MAP: it withdrew
+    // a page of a request that it had offered.
+    [[nodiscard]] GuestError write_back() { return active() ? memory_->store() : GuestError{}; }
 
     // Shows the driver everything that was pushed; once a batch. Partner: the acquire load of used.idx in the driver.
     void publish() noexcept {
@@ -181,10 +195,21 @@ class BasicSplitQueueDevice {
         std::uint32_t writable_bytes = 0;
         std::uint32_t written = 0;
         bool in_flight = false;
-        bool done = false;  // pushed; in order it may still wait for its turn
+        bool done = false;            // pushed; in order it may still wait for its turn
+        std::vector<Segment> copies;  // the writable part, if any of it is a private copy
     };
 
     [[nodiscard]] std::uint16_t mask() const noexcept { return static_cast<std::uint16_t>(limits_.queue_size - 1); }
+
+    void put_back(Head& head) {
+        std::uint32_t left = head.written;
+        for (const Segment& segment : head.copies) {
+            const std::uint32_t size = std::min(left, segment.size);
+            if (segment.copy_of != 0) memory_->put_back(segment, size);
+            left -= size;
+        }
+        head.copies.clear();
+    }
 
     void put_used(std::uint16_t head) noexcept {
         UsedElement* element = ring_.used_ring + (used_next_++ & mask());

@@ -5,6 +5,7 @@ extern "C" {  // the header itself does not say so
 #include <xengnttab.h>
 }
 
+#include <algorithm>
 #include <cerrno>
 #include <numeric>
 #include <string>
@@ -78,6 +79,28 @@ std::unique_ptr<Mapping> map_grant_notify(std::shared_ptr<XenGrantTable> table, 
     void* const start = xengnttab_map_grant_ref_notify(table->handle(), domain, ref, protection(true),
                                                        static_cast<std::uint32_t>(offset), port);
     return mapped(std::move(table), start, domain, ref, 1, true);
+}
+
+std::size_t copy_grants(XenGrantTable& table, DomId domain, std::span<const GrantCopy> pieces,
+                        CopyDirection direction) {
+    std::vector<xengnttab_grant_copy_segment_t> segments(pieces.size());
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+        const GrantCopy& piece = pieces[i];
+        xengnttab_grant_copy_segment_t& segment = segments[i];
+        const bool from = direction == CopyDirection::from_domain;
+        auto& theirs = from ? segment.source : segment.dest;
+        auto& ours = from ? segment.dest : segment.source;
+        // Both fit: a piece lies within one page.
+        theirs.foreign = {piece.ref, static_cast<std::uint16_t>(piece.offset), domain};
+        ours.virt = piece.ours;
+        segment.len = static_cast<std::uint16_t>(piece.size);
+        segment.flags = from ? GNTCOPY_source_gref : GNTCOPY_dest_gref;
+    }
+    if (xengnttab_grant_copy(table.handle(), static_cast<std::uint32_t>(segments.size()), segments.data()) != 0)
+        throw HostError(errno,
+                        "cannot copy " + std::to_string(pieces.size()) + " pieces of domain " + std::to_string(domain));
+    const auto bad = std::find_if(segments.begin(), segments.end(), [](const auto& s) { return s.status != 0; });
+    return static_cast<std::size_t>(bad - segments.begin());
 }
 
 }  // namespace cpp_ring

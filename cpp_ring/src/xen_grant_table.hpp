@@ -31,4 +31,8 @@ class XenGrantTable {
 [[nodiscard]] std::unique_ptr<Mapping> map_grant_notify(std::shared_ptr<XenGrantTable> table, DomId domain,
                                                         GrantRef ref, std::size_t offset, Port port);
 
+// As Hypervisor::copy: one system call, whatever the number of pieces.
+[[nodiscard]] std::size_t copy_grants(XenGrantTable& table, DomId domain, std::span<const GrantCopy> pieces,
+                                      CopyDirection direction);
+
 }  // namespace cpp_ring

@@ -26,6 +26,10 @@ std::unique_ptr<Mapping> XenHypervisor::map_notify(DomId domain, GrantRef ref, s
     return map_grant_notify(table_, domain, ref, offset, port);
 }
 
+std::size_t XenHypervisor::copy(DomId domain, std::span<const GrantCopy> pieces, CopyDirection direction) {
+    return copy_grants(*table_, domain, pieces, direction);
+}
+
 std::unique_ptr<SharedPages> XenHypervisor::share(DomId domain, std::size_t count, bool writable) {
     return share_pages(allocator_, domain, count, writable);
 }

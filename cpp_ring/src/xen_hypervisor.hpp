@@ -27,6 +27,8 @@ class XenHypervisor final : public Hypervisor {
     [[nodiscard]] std::unique_ptr<Mapping> map(DomId domain, GrantRef first, std::size_t count, bool writable) override;
     [[nodiscard]] std::unique_ptr<Mapping> map_notify(DomId domain, GrantRef ref, std::size_t offset,
                                                       EventChannels& events, Port port) override;
+    [[nodiscard]] bool can_copy() const noexcept override { return true; }
+    [[nodiscard]] std::size_t copy(DomId domain, std::span<const GrantCopy> pieces, CopyDirection direction) override;
     [[nodiscard]] std::unique_ptr<SharedPages> share(DomId domain, std::size_t count, bool writable) override;
     [[nodiscard]] std::unique_ptr<SharedPages> share_notify(DomId domain, bool writable, std::size_t offset,
                                                             EventChannels& events, Port port) override;

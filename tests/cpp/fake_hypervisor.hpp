@@ -16,6 +16,7 @@
 #include "errors.hpp"
 #include "grant_address.hpp"
 #include "hypervisor.hpp"
+#include "shared.hpp"
 
 namespace cpp_ring::test {
 
@@ -40,6 +41,8 @@ class FakeHypervisor final : public Hypervisor {
     std::size_t writable_maps = 0;
     std::size_t mapped_pages = 0;  // now
     std::size_t live_mappings = 0;
+    bool copies = false;  // as Xen does
+    std::size_t copy_calls = 0;
 
     static constexpr GrantRef first_reference = 0x1000;
 
@@ -59,6 +62,28 @@ class FakeHypervisor final : public Hypervisor {
         writable_maps += writable ? 1 : 0;
         return std::make_unique<View>(*this, first - first_reference, count, writable);
     }
+
+    [[nodiscard]] bool can_copy() const noexcept override { return copies; }
+    [[nodiscard]] std::size_t copy(DomId, std::span<const GrantCopy> pieces, CopyDirection direction) override {
+        ++copy_calls;
+        for (std::size_t i = 0; i < pieces.size(); ++i) {
+            const GrantCopy& piece = pieces[i];
+            const std::size_t index = std::size_t{piece.ref} - first_reference;
+            const bool to = direction == CopyDirection::to_domain;
+            if (piece.size > page_size || piece.offset > page_size - piece.size) throw std::logic_error("two pages");
+            if (piece.ref < first_reference || index >= granted_.size() || granted_[index] == no_grant) return i;
+            if (to && granted_[index] == read_only) return i;
+            std::byte* const theirs = page(piece.ref) + piece.offset;
+            if (to)
+                SharedMemory::copy_to(theirs, piece.ours, piece.size);
+            else
+                SharedMemory::copy_from(piece.ours, theirs, piece.size);
+        }
+        return pieces.size();
+    }
+
+    // The frontend withdraws a page.
+    void withdraw(GrantRef ref) { granted_[ref - first_reference] = no_grant; }
 
     [[nodiscard]] std::unique_ptr<SharedPages> share(DomId, std::size_t count, bool writable) override {
         if (count > granted_.size() - next_) throw HostError(ENOSPC, "out of pages");

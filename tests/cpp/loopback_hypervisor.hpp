@@ -120,6 +120,8 @@ class LoopbackHypervisor final : public Hypervisor {
     std::size_t calls = 0;
     std::size_t fail_at = 0;
     bool out_of_memory = false;  // it fails by std::bad_alloc, not by HostError
+    bool copies = false;         // as Xen does
+    std::size_t copy_calls = 0;
 
     // What this domain holds now.
     [[nodiscard]] std::size_t mapped_pages() const { return locked(mapped_pages_); }
@@ -156,6 +158,24 @@ class LoopbackHypervisor final : public Hypervisor {
         const std::lock_guard lock(machine_.mutex_);
         count_call();
         return std::make_unique<View>(*this, find(domain, ref, 1, true), true, Death{offset, port});
+    }
+    [[nodiscard]] bool can_copy() const noexcept override { return copies; }
+    [[nodiscard]] std::size_t copy(DomId domain, std::span<const GrantCopy> pieces, CopyDirection direction) override {
+        const std::lock_guard lock(machine_.mutex_);
+        ++copy_calls;
+        count_call();
+        const bool to = direction == CopyDirection::to_domain;
+        for (std::size_t i = 0; i < pieces.size(); ++i) try {
+                const Grant grant = find(domain, pieces[i].ref, 1, to).front();
+                std::byte* const theirs = grant.block->base + grant.page * page_size + pieces[i].offset;
+                if (to)
+                    SharedMemory::copy_to(theirs, pieces[i].ours, pieces[i].size);
+                else
+                    SharedMemory::copy_from(pieces[i].ours, theirs, pieces[i].size);
+            } catch (const HostError&) {
+                return i;
+            }
+        return pieces.size();
     }
     [[nodiscard]] std::unique_ptr<SharedPages> share(DomId domain, std::size_t count, bool writable) override {
         const std::lock_guard lock(machine_.mutex_);
