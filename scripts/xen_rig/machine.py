@@ -77,8 +77,8 @@ class Machine:
     `console`, `control` and `output` are the host's ends of the serial line and the two ports.
     """
 
-    def __init__(self, disks: Disks, *, terminal: bool = False, extra: tuple[str, ...] = ()) -> None:
-        """`terminal`: the serial line is this process's own terminal, for a person."""
+    def __init__(self, disks: Disks, *, terminal: bool = False, saved: Path | None = None) -> None:
+        """`terminal`: the serial line is this process's own terminal, for a person. `saved`: a state to begin with."""
         self.control, control = socket.socketpair()
         self.output, output = socket.socketpair()
         self.monitor, monitor = socket.socketpair()
@@ -96,15 +96,20 @@ class Machine:
             line += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
             line += ["-device", f"virtserialport,chardev={name},nr={number},name={name}"]
         line += ["-chardev", f"socket,id=monitor,fd={monitor.fileno()}", "-mon", "chardev=monitor,mode=control"]
+        inherited = [end.fileno() for end in theirs]
         with contextlib.ExitStack() as ends:
             for end in theirs:
                 ends.enter_context(end)
+            if saved is not None:
+                memory = ends.enter_context(saved.open("rb"))
+                inherited.append(memory.fileno())
+                line += ["-incoming", f"fd:{memory.fileno()}"]
             self.process = subprocess.Popen(
-                [tool("setpriv"), "--pdeathsig", "KILL", "--", *line, *extra],
+                [tool("setpriv"), "--pdeathsig", "KILL", "--", *line],
                 stdin=None if terminal else subprocess.DEVNULL,
                 stdout=None if terminal else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[end.fileno() for end in theirs],
+                pass_fds=inherited,
                 # Ctrl-C is for us, who then end it; in a terminal it goes to dom0 as a character anyway.
                 process_group=-1 if terminal else 0,
             )
