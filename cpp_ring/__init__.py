@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    if name.startswith("_") or name in ("machine", "store", "xs_wire"):  # modules, which import finds by itself
+    if name.startswith("_") or name in ("machine", "store", "xen", "xs_wire"):  # modules, which import finds by itself
         raise AttributeError(f"module 'cpp_ring' has no attribute {name!r}")
     try:
         from cpp_ring import _core

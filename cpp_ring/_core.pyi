@@ -53,6 +53,14 @@ class LocalHypervisor(Hypervisor):
 
     def __init__(self, directory: str, domid: int) -> None: ...
 
+class XenHypervisor(Hypervisor):
+    """Xen, seen from the domain this process runs in, whose number is `domid`. Only in builds with Xen's libraries.
+
+    What of /dev/xen cannot be opened is a HostError of the call that needs it.
+    """
+
+    def __init__(self, domid: int) -> None: ...
+
 class SharedPages:
     """Pages of this domain granted to another; withdrawn by close() or when collected."""
 
@@ -103,6 +111,8 @@ class Model(Protocol):
         """DRIVER_OK: rings of `queues` are mapped."""
     def reset(self) -> None:
         """Device reset; the queues are stopped and every request is forgotten."""
+    def queue_reset(self, queue: int) -> None:
+        """The driver reset this virtqueue alone; its requests are forgotten."""
     def process(self, queue: int, batch: Batch) -> Sequence[int]:
         """One batch of a handled queue. Returns the bytes written for each request; -1: completed later."""
     def kicked(self, queue: int) -> None:

@@ -158,6 +158,9 @@ class Device:
         Comes also when the device was never activated, and more than once.
         """
 
+    def queue_reset(self, queue: int) -> None:
+        """The driver reset this virtqueue alone (VIRTIO_F_RING_RESET): forget the requests that are held of it."""
+
     def close(self) -> None:
         """The device goes away: close what `open` opened. Comes after a last `reset`, or after a failed `open`."""
 

@@ -57,6 +57,11 @@ def describe(device_class: type[Device]) -> dict[str, inspect.Parameter]:
     return {} if device_class.__init__ is Device.__init__ else _parameters(device_class.__init__)
 
 
+def describe_update(device_class: type[Device]) -> dict[str, inspect.Parameter]:
+    """The options that `update` can change, by name."""
+    return {} if device_class.update is Device.update else _parameters(device_class.update)
+
+
 def _parameters(function: Callable[..., Any] | None) -> dict[str, inspect.Parameter]:
     if function is None:
         return {}

@@ -28,6 +28,9 @@ class BackendNodes:
 
     def __init__(self, store: Store, backend: int, frontend: int, devid: int) -> None:
         self._store = store
+        self._backend = backend
+        self._frontend = frontend
+        self._devid = devid
         self._owner = f"n{backend}"
         self.directory = backend_dir(backend, frontend, devid)
         self.frontend_directory = frontend_dir(frontend, devid)
@@ -83,13 +86,7 @@ class BackendNodes:
         self._change(change)
 
     def remove(self) -> None:
-        """Removes both directories; ours last, so that a removal cut short is finished by whoever comes next."""
-        for directory in (self.frontend_directory, self.directory):
-            try:
-                self._store.rm(directory)
-            except StoreError as error:
-                if error.errno != errno.ENOENT:
-                    raise
+        remove(self._store, self._backend, self._frontend, self._devid)
 
     def _set_error(self, nodes: Transaction, error: str | None, private: bool) -> None:
         path = f"{self.directory}/error"
@@ -107,3 +104,13 @@ class BackendNodes:
                 change(nodes)
 
         self._store.transact(guarded)
+
+
+def remove(nodes: Store | Transaction, backend: int, frontend: int, devid: int) -> None:
+    """Removes both directories; the backend's last, so that a removal cut short is finished by whoever comes next."""
+    for directory in (frontend_dir(frontend, devid), backend_dir(backend, frontend, devid)):
+        try:
+            nodes.rm(directory)
+        except StoreError as error:
+            if error.errno != errno.ENOENT:
+                raise

@@ -72,8 +72,8 @@ def run(arguments: Sequence[str]) -> NoReturn:
     except click.Abort:
         code = ExitCode.INTERRUPTED
     except click.ClickException as error:
-        error.show()
         code = ExitCode(error.exit_code) if error.exit_code == ExitCode.USAGE else ExitCode.INTERNAL
+        _say(code, _one_line(error))
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -88,6 +88,14 @@ def _invoke(arguments: Sequence[str]) -> ExitCode:
     result = group.main(list(arguments), prog_name="virtio-dm", standalone_mode=False)
     sys.stdout.flush()
     return ExitCode(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _one_line(error: click.ClickException) -> str:
+    """What is wrong and where to look, without click's three lines around it."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = text[:1].lower() + text[1:]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{text}; `{context.command_path if context else 'virtio-dm'} --help` shows how"
 
 
 def _say(code: ExitCode, message: str) -> ExitCode:

@@ -212,7 +212,10 @@ class DeviceThread:
             options.update(self._device, pairs)
             # What can be said at the start as well holds for the next emulator too.
             known = options.describe(type(self._device))
-            self._spec = self._spec.replace({key: value for key, value in pairs.items() if key in known})
+            if pairs:
+                self._spec = self._spec.replace({key: value for key, value in pairs.items() if key in known})
+            else:  # the device looked anew at what it stands on, and so shall the next one
+                self._spec = self._spec.without(options.describe_update(type(self._device)))
             changed = str(self._spec)
         except (spec.SpecError, OptionError, DeviceError) as refusal:
             error = str(refusal)

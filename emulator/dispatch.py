@@ -66,6 +66,9 @@ class Dispatch:
     def reset(self) -> None:
         self._device.reset()
 
+    def queue_reset(self, queue: int) -> None:
+        self._device.queue_reset(queue)
+
     def process(self, queue: int, batch: Batch) -> Sequence[int]:
         handler = self._handlers[queue]
         if handler is None:

@@ -37,7 +37,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.ALREADY_RUNNING: "another process does this job already (second emulator of a domain, second supervisor)",
     ExitCode.NO_HYPERVISOR: "the hypervisor is not available",
     ExitCode.NO_DEVICE: "the domain has no such device",
-    ExitCode.REFUSED: "the device refused (attach, update)",
+    ExitCode.REFUSED: "the device refused (attach, update), or could not be made (run --device)",
     ExitCode.NOT_PERMITTED: "this user may not do that",
     ExitCode.STUCK: "stopped, but a device model did not return in time and was abandoned",
     ExitCode.FORCED: "stopped at once by a second signal",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cpp_ring import xen
+from cpp_ring.machine import runtime_directory
 from cpp_ring.store import Store, StoreError
 from emulator.exit_codes import ExitCode, Failure
 
 if TYPE_CHECKING:
     from cpp_ring import Hypervisor
 
-XEN_SIGNS = (Path("/dev/xen/evtchn"), Path("/run/xenstored/socket"))
 LAST_DOMID = 0x7FEF
 
 
@@ -31,7 +33,7 @@ class HypervisorName:
 def parse_hypervisor(text: str | None) -> HypervisorName:
     """Reads `xen`, `local` or `local:NAME`; None is xen where there is a Xen, else local. Raises ValueError."""
     if text is None:
-        text = "xen" if any(sign.exists() for sign in XEN_SIGNS) else "local"
+        text = "xen" if xen.store_path() else "local"
     kind, colon, machine = text.partition(":")
     if kind == "xen" and not colon:
         return HypervisorName("xen")
@@ -47,20 +49,21 @@ class Machine:
     name: HypervisorName
     directory: Path
     """Locks of this machine's emulators; for a local machine the broker's directory."""
+    store_path: Path
     backend: int = 0
     """The domain this process runs in."""
 
     def open_store(self) -> Store:
         """A connection of its own. Raises Failure."""
-        from emulator.local import MachineError, socket_path
-
         try:
-            return Store.open(socket_path(self.directory, self.backend, "xenstored"))
-        except (StoreError, MachineError) as error:
+            return Store.open(self.store_path)
+        except StoreError as error:
             raise unavailable(error) from error
 
     def open_hypervisor(self) -> Hypervisor:
         """Grants and event channels, as the backend's domain. Raises Failure."""
+        if self.name.kind == "xen":
+            return _open_xen(self.backend)
         try:
             from cpp_ring import HostError, LocalHypervisor
         except ImportError as error:
@@ -78,16 +81,45 @@ class Machine:
 def open_machine(name: HypervisorName) -> Machine:
     """The machine of that name; the broker of a local one is started on demand. Raises Failure."""
     if name.kind == "xen":
-        raise Failure(
-            ExitCode.NO_HYPERVISOR,
-            "this build has no Xen support; use --hypervisor local, which needs no Xen and no root",
-        )
-    from emulator.local import MachineError, ensure_broker
+        return _xen_machine(name)
+    from emulator.local import MachineError, ensure_broker, socket_path
 
     try:
-        return Machine(name, ensure_broker(name.machine))
+        directory = ensure_broker(name.machine)
+        return Machine(name, directory, socket_path(directory, 0, "xenstored"))
     except MachineError as error:
         raise unavailable(error) from error
+
+
+def _xen_machine(name: HypervisorName) -> Machine:
+    try:
+        with xen.open_store() as store:
+            backend = xen.own_domid(store)
+    except StoreError as error:
+        failure = unavailable(error)
+        if failure.code is ExitCode.NO_HYPERVISOR:
+            failure = Failure(failure.code, f"{error}; `--hypervisor local` needs no Xen and no root")
+        raise failure from error
+    path = xen.store_path()
+    assert path is not None  # it was opened a moment ago
+    return Machine(name, runtime_directory() / "xen", path, backend)
+
+
+def _open_xen(backend: int) -> Hypervisor:
+    try:
+        from cpp_ring import XenHypervisor
+    except (ImportError, AttributeError) as error:
+        raise Failure(
+            ExitCode.NOT_INSTALLED,
+            "this build has no Xen support; `apt-get install libxen-dev pkg-config`, then install virtio-dm again",
+        ) from error
+    for name in ("evtchn", "gntdev"):
+        path = xen.DEVICES / name
+        if not path.exists():
+            raise Failure(ExitCode.NO_HYPERVISOR, f"there is no {path}; `modprobe xen-{name}` brings it")
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise Failure(ExitCode.NOT_PERMITTED, f"this user may not use {path}; run as root")
+    return XenHypervisor(backend)
 
 
 def require_domain(machine: Machine, store: Store, domid: int) -> None:
@@ -95,10 +127,12 @@ def require_domain(machine: Machine, store: Store, domid: int) -> None:
     if not 0 < domid <= LAST_DOMID:
         raise Failure(ExitCode.NO_DOMAIN, f"domain {domid} cannot have devices; domids are 1 to {LAST_DOMID}")
     if not store.is_domain_introduced(domid):
-        raise Failure(
-            ExitCode.NO_DOMAIN,
-            f"no domain {domid} on {machine.name}; `virtio-dm local {machine.name.machine} --create {domid}` makes one",
+        way = (
+            "`xl list` shows those there are"
+            if machine.name.kind == "xen"
+            else f"`virtio-dm local {machine.name.machine} --create {domid}` makes one"
         )
+        raise Failure(ExitCode.NO_DOMAIN, f"no domain {domid} on {machine.name}; {way}")
 
 
 def unavailable(error: OSError) -> Failure:

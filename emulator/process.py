@@ -77,13 +77,13 @@ class Emulator:
             frontend=config.domid,
             spin_us=config.spin_us,
             domain_gone=self._domain_gone,
+            not_built=self._not_built,
         )
 
     def run(self) -> ExitCode:
         config = self._config
         with self._loop.signals(self._signalled, *STOP_SIGNALS):
-            toolstack.attach_all(self._store, self._machine.backend, config.domid, config.devices)
-            self._transient = frozenset(range(len(config.devices)))
+            self._transient = toolstack.attach_all(self._store, self._machine.backend, config.domid, config.devices)
             self._xenbus.start()
             self._watchdog()
             log.info("serving domain %d on %s", config.domid, self._machine.name)
@@ -110,6 +110,12 @@ class Emulator:
 
     def _domain_gone(self) -> None:
         self._loop.post(lambda: self._stop(f"domain {self._config.domid} is gone"))
+
+    def _not_built(self, devid: int, reason: str) -> None:
+        """A device that was asked for on the command line cannot be had: nobody waits for this process to go on."""
+        if devid in self._transient and not self._stopping:
+            self._result = ExitCode.REFUSED
+            self._loop.post(lambda: self._stop(f"device {devid} cannot be made: {reason}"))
 
     def _store_gone(self, error: StoreError) -> None:
         self._loop.before_sleep(None)

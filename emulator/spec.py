@@ -28,6 +28,11 @@ class Spec:
         """The same with other values for some options."""
         return Spec(self.model, tuple((dict(self.options) | dict(changes)).items()))
 
+    def without(self, keys: Iterable[str]) -> Spec:
+        """The same with the defaults of some options."""
+        gone = set(keys)
+        return Spec(self.model, tuple((key, value) for key, value in self.options if key not in gone))
+
 
 def parse(text: str) -> Spec:
     """Reads `model,key=value,...`. A comma inside a value is written twice, as for QEMU. Raises SpecError."""

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import emulator
 from cpp_ring.store import Store
 from emulator import lock, systemd
+from emulator.child import die_with_parent
 from emulator.exit_codes import ExitCode
 from emulator.loop import EventLoop, Timer
 from emulator.machine import HypervisorName, Machine, open_machine
@@ -25,7 +25,6 @@ FIRST_DELAY: Final = 0.05
 LONGEST_DELAY: Final = 10.0
 HEALTHY_SECONDS: Final = 10.0
 KILL_SECONDS: Final = DRAIN_SECONDS + 2.0
-PR_SET_PDEATHSIG: Final = 1
 
 log = logging.getLogger("virtio-dm supervise")
 
@@ -51,7 +50,7 @@ class Supervisor:
         self._loop = EventLoop()
         self._root = all_backends_dir(machine.backend)
         self._children: dict[int, Child] = {}
-        self._die_with_us = _die_with_parent()
+        self._die_with_us = die_with_parent()
         self._stopping = 0
 
     def run(self) -> ExitCode:
@@ -221,18 +220,3 @@ def _describe(code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}, {signal.strsignal(-code) or 'unknown'}"
     return f"exit code {code}"
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """For a child between fork and exec: SIGTERM to it when its parent dies."""
-    import ctypes
-
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(ExitCode.OK)  # it died before we asked
-
-    return ask

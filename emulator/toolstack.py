@@ -10,10 +10,10 @@ from typing import Final
 
 from cpp_ring.store import Store, Transaction, parse_u32
 from emulator import lock
-from emulator.backend_nodes import BackendNodes
+from emulator.backend_nodes import remove
 from emulator.exit_codes import ExitCode, Failure
 from emulator.frontend_nodes import NodeError, read_state
-from emulator.machine import Machine
+from emulator.machine import Machine, require_domain
 from emulator.spec import Spec, SpecError, format_options, parse
 from emulator.store_paths import State, all_backends_dir, backend_dir, backends_dir, children, frontend_dir
 from emulator.xenbus_device import PATIENCE_SECONDS
@@ -37,23 +37,37 @@ def attach(store: Store, backend: int, frontend: int, spec: Spec, devid: int | N
     return store.transact(change)
 
 
-def attach_all(store: Store, backend: int, frontend: int, specs: Sequence[Spec]) -> None:
-    """Adds device i as number i; one that is there with the same specification stays. Raises Failure, StoreError."""
+def attach_all(store: Store, backend: int, frontend: int, specs: Sequence[Spec]) -> frozenset[int]:
+    """The devices of one run of the emulator: device i as number i; returns those that are to end with it.
 
-    def change(nodes: Transaction) -> None:
+    What an earlier run left, which was killed, is removed or, with the same specification, taken over as it is. A
+    device that somebody attached, and that is the same, is served but stays. Raises Failure, StoreError.
+    """
+
+    def change(nodes: Transaction) -> frozenset[int]:
+        transient = set()
+        for devid in _numbers(nodes, backends_dir(backend, frontend)):
+            directory = backend_dir(backend, frontend, devid)
+            left = nodes.read_optional(f"{directory}/transient") is not None
+            if left and (devid >= len(specs) or nodes.read_optional(f"{directory}/spec") != str(specs[devid])):
+                remove(nodes, backend, frontend, devid)
         for devid, spec in enumerate(specs):
             directory = backend_dir(backend, frontend, devid)
             there = nodes.read_optional(f"{directory}/spec")
             if there is None or nodes.read_optional(f"{directory}/online") == "0":
                 _write_device(nodes, backend, frontend, spec, devid)
+                nodes.write(f"{directory}/transient", "1")
             elif there != str(spec):
                 raise Failure(
                     ExitCode.REFUSED,
                     f"domain {frontend} has another device {devid}: {there!r}; "
                     f"`virtio-dm detach {frontend} {devid}` removes it",
                 )
+            if nodes.read_optional(f"{directory}/transient") is not None:
+                transient.add(devid)
+        return frozenset(transient)
 
-    store.transact(change)
+    return store.transact(change)
 
 
 def _write_device(nodes: Transaction, backend: int, frontend: int, spec: Spec, devid: int) -> None:
@@ -87,13 +101,17 @@ def await_ready(machine: Machine, store: Store, frontend: int, devid: int) -> bo
     for _ in _looks(store, directory, ANSWER_SECONDS):
         error = store.read_optional(f"{directory}/error")
         if error is not None:
-            BackendNodes(store, machine.backend, frontend, devid).remove()
+            remove(store, machine.backend, frontend, devid)
             raise Failure(ExitCode.REFUSED, f"the emulator of domain {frontend} refused: {error}")
         if _state(store, directory) not in (State.INITIALISING, State.UNKNOWN):
             return True
         if emulator_pid(machine, frontend) is None and lock.holder(lock.supervisor_lock(machine.directory)) is None:
             return False
-    raise Failure(ExitCode.TIMED_OUT, f"the emulator of domain {frontend} did not build device {devid} in time")
+    raise Failure(
+        ExitCode.TIMED_OUT,
+        f"device {devid} is attached, but the emulator of domain {frontend} did not build it in {ANSWER_SECONDS:g} s; "
+        f"`virtio-dm detach {frontend} {devid}` takes it away",
+    )
 
 
 def detach(machine: Machine, store: Store, frontend: int, devid: int, wait: bool = True) -> None:
@@ -101,7 +119,7 @@ def detach(machine: Machine, store: Store, frontend: int, devid: int, wait: bool
     directory = backend_dir(machine.backend, frontend, devid)
 
     def change(nodes: Transaction) -> None:
-        _require_device(nodes, machine.backend, frontend, devid)
+        _require_device(machine, store, nodes, frontend, devid)
         nodes.write(f"{directory}/online", "0")
         nodes.write(f"{directory}/state", str(int(State.CLOSING)))
 
@@ -112,7 +130,7 @@ def detach(machine: Machine, store: Store, frontend: int, devid: int, wait: bool
         if store.read_optional(f"{directory}/frontend-id") is None:
             return
         if emulator_pid(machine, frontend) is None:
-            BackendNodes(store, machine.backend, frontend, devid).remove()
+            remove(store, machine.backend, frontend, devid)
             return
     raise Failure(
         ExitCode.TIMED_OUT, f"device {devid} of domain {frontend} does not end: its model is stuck; end its emulator"
@@ -124,11 +142,11 @@ def update(machine: Machine, store: Store, frontend: int, devid: int, options: d
     directory = backend_dir(machine.backend, frontend, devid)
     node = f"{directory}/update"
     if emulator_pid(machine, frontend) is None:
-        _require_device(store, machine.backend, frontend, devid)
+        _require_device(machine, store, store, frontend, devid)
         raise Failure(ExitCode.REFUSED, f"no emulator serves domain {frontend}; start one, then update")
 
     def change(nodes: Transaction) -> None:
-        _require_device(nodes, machine.backend, frontend, devid)
+        _require_device(machine, store, nodes, frontend, devid)
         if nodes.read_optional(node) is not None:
             raise Failure(ExitCode.REFUSED, f"device {devid} of domain {frontend} is being updated; try again")
         nodes.write(node, format_options(options))
@@ -212,8 +230,10 @@ def _looks(store: Store, directory: str, seconds: float) -> Iterator[None]:
         store.unwatch(directory, token)
 
 
-def _require_device(nodes: Store | Transaction, backend: int, frontend: int, devid: int) -> None:
-    if nodes.read_optional(f"{backend_dir(backend, frontend, devid)}/frontend-id") is None:
+def _require_device(machine: Machine, store: Store, nodes: Store | Transaction, frontend: int, devid: int) -> None:
+    """Also of a domain that is gone: what it left can be removed."""
+    if nodes.read_optional(f"{backend_dir(machine.backend, frontend, devid)}/frontend-id") is None:
+        require_domain(machine, store, frontend)
         raise Failure(ExitCode.NO_DEVICE, f"domain {frontend} has no device {devid}; `virtio-dm list` shows all")
 
 
@@ -224,7 +244,7 @@ def _state(store: Store, directory: str) -> State:
         return State.UNKNOWN
 
 
-def _numbers(store: Store, directory: str) -> list[int]:
+def _numbers(store: Store | Transaction, directory: str) -> list[int]:
     numbers = []
     for name in children(store, directory):
         try:

@@ -27,7 +27,9 @@ log = logging.getLogger("virtio-dm")
 
 
 class Xenbus:
-    """The backends of `frontend`'s devices. `domain_gone` is called once, when the domain has ended."""
+    """The backends of `frontend`'s devices. `domain_gone` is called once, when the domain has ended;
+    `not_built` with the devid and the reason when a device cannot be made.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Xenbus:
         frontend: int,
         spin_us: float,
         domain_gone: Callable[[], None],
+        not_built: Callable[[int, str], None],
     ) -> None:
         self._loop = loop
         self._store = store
@@ -47,6 +50,7 @@ class Xenbus:
         self._frontend = frontend
         self._spin_us = spin_us
         self._domain_gone = domain_gone
+        self._not_built = not_built
         self._backends = backends_dir(backend, frontend)
         self._frontends = frontends_dir(frontend)
         self._devices: dict[int, XenbusDevice] = {}
@@ -160,6 +164,7 @@ class Xenbus:
             devid=devid,
             spin_us=self._spin_us,
             gone=self._gone,
+            not_built=self._not_built,
         )
 
     def _gone(self, device: XenbusDevice) -> None:

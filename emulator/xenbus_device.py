@@ -40,7 +40,8 @@ class Phase(Enum):
 
 
 class XenbusDevice:
-    """The backend of device `devid` of `frontend`. `gone` is called when it has ended.
+    """The backend of device `devid` of `frontend`. `gone` is called when it has ended, `not_built` with the devid and
+    the reason when its model cannot be made; another spec, or an update without options, then tries again.
 
     `step` looks at the store and does what is due; whoever sees a change calls it, through `handle`.
     """
@@ -56,10 +57,12 @@ class XenbusDevice:
         devid: int,
         spin_us: float,
         gone: Callable[[XenbusDevice], None],
+        not_built: Callable[[int, str], None],
     ) -> None:
         self._loop = loop
         self._store = store
         self._gone = gone
+        self._not_built = not_built
         self.devid = devid
         self.log = logging.getLogger(f"virtio-dm domain {frontend} device {devid}")
         self.phase = Phase.BUILDING
@@ -71,7 +74,7 @@ class XenbusDevice:
         self._patience: Timer | None = None
         self._error_timer: Timer | None = None
         self._seen_error = (0, 0)
-        self._updating = False
+        self._updating = False  # an update is with the thread
         self._remove_at_end = False
         # A frontend that is Initialised waits for us, unless an emulator before us was connected to what it offers.
         self._found_fresh = self._nodes.state() <= State.INIT_WAIT
@@ -124,10 +127,13 @@ class XenbusDevice:
         handler(self, state)
 
     def _rebuild_or_update(self) -> None:
-        if self.phase is Phase.FAILED and (spec := self._nodes.read("spec") or "") != self._spec:
-            self._spec = spec
-            self.phase = Phase.BUILDING
-            self._thread.build(spec)
+        if self.phase is Phase.FAILED and not self._updating:
+            spec = self._nodes.read("spec") or ""
+            self._updating = self._nodes.read("update") == ""  # "look anew at what you stand on"
+            if self._updating or spec != self._spec:
+                self._spec = spec
+                self.phase = Phase.BUILDING
+                self._thread.build(spec)
         if self._updating or self.phase in (Phase.BUILDING, Phase.FINISHING):
             return
         text = self._nodes.read("update")
@@ -250,6 +256,9 @@ class XenbusDevice:
             self.log.info("ready: %s", built.name)
             self._queues = built.max_queues
             self._nodes.write_description(built)
+            if self._updating:
+                self._updating = False
+                self._nodes.finish_update(None, None)
             self._to_wait(self._found_fresh)
             self.step()
 
@@ -258,6 +267,10 @@ class XenbusDevice:
             self.log.error("cannot be made: %s", reason)
             self.phase = Phase.FAILED
             self._nodes.write_error(f"spec {reason}", private=True, state=State.CLOSED)
+            if self._updating:
+                self._updating = False
+                self._nodes.finish_update(reason, None)
+            self._not_built(self.devid, reason)
             self.step()
 
     def connected(self) -> None:

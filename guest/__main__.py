@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
-from cpp_ring import ChannelError, HostError
+from cpp_ring import ChannelError, HostError, xen
 from cpp_ring.store import StoreError
 from guest import agent
 from guest.arena import SECTOR
@@ -115,8 +115,10 @@ def agent_command(domain: Domain, _: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m guest", description="Drives the virtio devices of a domain.")
-    top.add_argument("--hypervisor", default="local", metavar="local[:NAME]", help="default: %(default)s")
-    top.add_argument("--domid", type=int, required=True, help="the domain this process is to be")
+    default = os.environ.get("VIRTIO_DM_HYPERVISOR") or ("xen" if xen.store_path() else "local")
+    help_text = "default: $VIRTIO_DM_HYPERVISOR, else xen inside of one, else local"
+    top.add_argument("--hypervisor", default=default, metavar="xen|local[:NAME]", help=help_text)
+    top.add_argument("--domid", type=int, help="the domain this process is to be; not on Xen, where it is known")
     top.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds to wait; default: %(default)s")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 

@@ -45,9 +45,20 @@ void register_ping_pong(py::module_& module);
             }};
 }
 
+// For the end of pages, which is the hypervisor's work and may take a while: without the GIL, if this thread has it.
+template <class Last>
+void end_without_gil(Last last) noexcept {
+    if (PyGILState_Check() == 0) return;  // `last` goes here, as it does below
+    const py::gil_scoped_release released;
+    [[maybe_unused]] const Last gone = std::move(last);
+}
+
 // What Python holds of pages that were granted, or mapped.
 template <class Pages>
 struct Held {
+    explicit Held(std::unique_ptr<Pages> owned)
+        : pages(owned.release(), [](Pages* last) { end_without_gil(std::unique_ptr<Pages>(last)); }) {}
+
     std::shared_ptr<Pages> pages;
     [[nodiscard]] Pages& get() const {
         if (!pages) throw py::value_error("the pages were closed");

@@ -18,6 +18,8 @@ struct Exporter {
 void destroy(PyObject* self) {
     auto* const exporter = reinterpret_cast<Exporter*>(self);
     PyTypeObject* const type = Py_TYPE(self);
+    // Asked first, for the GIL costs something: other views, or the engine, keep most mappings.
+    if (exporter->owner.use_count() == 1) end_without_gil(std::move(exporter->owner));
     exporter->owner.~shared_ptr();
     type->tp_free(self);
     Py_DECREF(type);

@@ -30,6 +30,7 @@ PyModel::PyModel(const py::object& model)
       accepts_(model.attr("accepts")),
       activate_(model.attr("activate")),
       reset_(model.attr("reset")),
+      queue_reset_(model.attr("queue_reset")),
       process_(model.attr("process")),
       kicked_(model.attr("kicked")),
       failed_(model.attr("failed")) {}
@@ -85,6 +86,10 @@ GuestError PyModel::activate(std::span<const std::uint32_t> features, std::span<
 
 GuestError PyModel::reset() noexcept {
     return guarded("reset", [&] { reset_(); });
+}
+
+GuestError PyModel::queue_reset(std::uint32_t queue) noexcept {
+    return guarded("queue_reset", [&] { queue_reset_(queue); });
 }
 
 py::tuple PyModel::request_tuple(std::uint64_t token, Chain& chain) {

@@ -61,6 +61,7 @@ class PyModel final : public Model {
     GuestError activate(std::span<const std::uint32_t> features,
                         std::span<const std::uint32_t> queues) noexcept override;
     GuestError reset() noexcept override;
+    GuestError queue_reset(std::uint32_t queue) noexcept override;
     GuestError process(std::uint32_t queue, std::span<Chain> batch, std::span<const std::uint64_t> tokens,
                        std::span<std::int64_t> written) noexcept override;
     GuestError kicked(std::uint32_t queue) noexcept override;
@@ -81,7 +82,7 @@ class PyModel final : public Model {
     GuestError guarded(const char* where, Call&& call) noexcept;
     GuestError failed(const char* where) noexcept;
 
-    py::object config_refresh_, config_write_, accepts_, activate_, reset_, process_, kicked_, failed_;
+    py::object config_refresh_, config_write_, accepts_, activate_, reset_, queue_reset_, process_, kicked_, failed_;
     std::map<int, py::object> watched_;
     std::vector<py::object> posted_;
     GilGate gate_;

@@ -1,6 +1,9 @@
 #include "bindings.hpp"
 #include "grant_address.hpp"
 #include "local_hypervisor.hpp"
+#ifdef CPP_RING_XEN
+#include "xen_hypervisor.hpp"
+#endif
 
 namespace cpp_ring::bindings {
 namespace {
@@ -59,6 +62,10 @@ void register_hypervisor(py::module_& module) {
                  return std::make_unique<LocalHypervisor>(directory, domid);
              }),
              py::arg("directory"), py::arg("domid"));
+
+#ifdef CPP_RING_XEN
+    py::class_<XenHypervisor, Hypervisor>(module, "XenHypervisor").def(py::init<DomId>(), py::arg("domid"));
+#endif
 
     py::class_<HeldChannels>(module, "EventChannels")
         .def(py::init([](Hypervisor& hypervisor) { return HeldChannels{hypervisor.open_event_channels()}; }),

@@ -45,7 +45,7 @@ GuestError Backend::connect(const ChannelAddress& address) {
     exit_.reset();
     stop_.store(false, std::memory_order_relaxed);
     try {
-        channels_ = hypervisor_.open_event_channels();
+        channels_ = hypervisor_.open_event_channels(options_.frontend);
         cfg_port_ = channels_->bind_interdomain(options_.frontend, address.event_channel);
         // The frontend's page is mapped read-only: we have no business writing to it.
         fe_page_ = hypervisor_.map(options_.frontend, address.fe_to_be, 1, false);
@@ -430,6 +430,7 @@ GuestError Backend::enable_queue(std::uint32_t index) {
 void Backend::disable_queue(std::uint32_t index) {
     queues_[index].ring.deactivate();
     std::erase(running_queues_, index);
+    if (const GuestError error = model_.queue_reset(index)) needs_reset(error);
 }
 
 void Backend::stop_queues() noexcept {

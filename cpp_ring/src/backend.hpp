@@ -28,6 +28,8 @@ class Model {
     virtual GuestError activate(std::span<const std::uint32_t> features,
                                 std::span<const std::uint32_t> queues) noexcept = 0;
     virtual GuestError reset() noexcept = 0;
+    // The driver reset this queue alone (VIRTIO_F_RING_RESET): what is held of it is forgotten.
+    virtual GuestError queue_reset(std::uint32_t queue) noexcept = 0;
     // Serves `batch` of a handled queue. written[i]: bytes written, or held for a chain that is completed later.
     // tokens[i] names the chain for Backend::complete.
     virtual GuestError process(std::uint32_t queue, std::span<Chain> batch, std::span<const std::uint64_t> tokens,

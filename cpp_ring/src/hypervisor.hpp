@@ -83,7 +83,8 @@ class Hypervisor {
     virtual ~Hypervisor() = default;
 
     [[nodiscard]] virtual DomId domid() const noexcept = 0;
-    [[nodiscard]] virtual std::unique_ptr<EventChannels> open_event_channels() = 0;
+    // With `peer` the channels need reach no other domain, and where the hypervisor can see to that they cannot.
+    [[nodiscard]] virtual std::unique_ptr<EventChannels> open_event_channels(std::optional<DomId> peer = {}) = 0;
 
     // Backend: maps `count` consecutive references from `first` of `domain`, all or nothing. Throws HostError:
     // ENOENT no such domain or grant, EACCES granted to another domain or read-only, EINVAL count 0 or too large.

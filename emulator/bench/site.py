@@ -15,13 +15,15 @@ from pathlib import Path
 from cpp_ring import LatencyRecorder
 from cpp_ring.store import Store
 from emulator import local, toolstack
+from emulator.child import die_with_parent
 from emulator.guest_process import GuestProcess
 from emulator.machine import Machine, open_machine, parse_hypervisor
 from emulator.spec import parse
 from emulator.store_paths import State, backend_dir
 
 START_SECONDS = 20.0
-HYPERVISOR = "local:bench"
+MACHINE = "bench"
+HYPERVISOR = f"local:{MACHINE}"
 
 
 class Site:
@@ -45,6 +47,7 @@ class Site:
                 [sys.executable, "-P", "-m", "emulator", "run", "--domid", str(domid), "--hypervisor", HYPERVISOR],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
+                preexec_fn=die_with_parent(),
             )
         # Before it has threads; they inherit it.
         os.sched_setaffinity(process.pid, {self.server_cpu})
@@ -85,17 +88,37 @@ def open_site(server_cpu: int, client_cpu: int) -> Iterator[Site]:
         # Read by the broker, the emulators and the guests, all of them children of ours.
         os.environ["VIRTIO_DM_RUNTIME_DIR"] = name
         try:
-            machine = open_machine(parse_hypervisor(HYPERVISOR))
-            try:
+            with _broker():
+                machine = open_machine(parse_hypervisor(HYPERVISOR))
                 with machine.open_store() as store:
                     yield Site(machine, store, Path(name), server_cpu, client_cpu)
-            finally:
-                local.stop("bench")
         finally:
             if before is None:
                 del os.environ["VIRTIO_DM_RUNTIME_DIR"]
             else:
                 os.environ["VIRTIO_DM_RUNTIME_DIR"] = before
+
+
+@contextlib.contextmanager
+def _broker() -> Iterator[None]:
+    """Started as a child, not on demand, so that it cannot outlive a bench that is killed. Raises RuntimeError."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "emulator", "local", MACHINE],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for us, who end it last
+        preexec_fn=die_with_parent(),
+    )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not local.running(MACHINE):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the local machine of the bench did not start; `virtio-dm local` says why")
+            time.sleep(0.005)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def measure_start(site: Site, domid: int, count: int, recorder: LatencyRecorder) -> None:
@@ -116,8 +139,8 @@ def measure_pss(site: Site, domids: range, recorder: LatencyRecorder) -> None:
     with contextlib.ExitStack() as running:
         processes = []
         for domid in domids:
-            if domid not in local.domains("bench"):
-                local.create_domain("bench", domid)
+            if domid not in local.domains(MACHINE):
+                local.create_domain(MACHINE, domid)
             devid = site.attach(domid, "rng")
             process = running.enter_context(site.emulator(domid))
             processes.append((process, domid, devid))

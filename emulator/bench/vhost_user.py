@@ -24,7 +24,7 @@ _SIZE = 4  # bytes of configuration read, as in config.get
 
 
 def installed() -> bool:
-    """Is qemu-storage-daemon there? (Debian: qemu-system-common or qemu-utils.)"""
+    """Is qemu-storage-daemon there? (Debian: qemu-system-common.)"""
     return shutil.which("qemu-storage-daemon") is not None
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 
+from cpp_ring import xen
 from emulator.exit_codes import ExitCode, Failure
-from emulator.machine import XEN_SIGNS, open_machine, parse_hypervisor
+from emulator.machine import open_machine, parse_hypervisor
 from emulator.text_table import lines
 
 
@@ -91,8 +92,23 @@ def _local() -> Finding:
 
 
 def _xen() -> Finding:
-    found = [str(sign) for sign in XEN_SIGNS if sign.exists()]
-    return Finding("xen", False, f"{' '.join(found) or 'this is no Xen host'}; this build has no Xen support")
+    try:
+        from cpp_ring import _core
+    except ImportError:
+        return Finding("xen", False, "not known: there is no engine")
+    fix = (
+        "" if hasattr(_core, "XenHypervisor") else "apt-get install libxen-dev pkg-config, then install virtio-dm again"
+    )
+    built = "this build has no Xen support" if fix else "this build supports it"
+    path = xen.store_path()
+    if path is None:
+        return Finding("xen", False, f"this is no domain of a Xen; {built}", fix=fix)
+    for name in ("evtchn", "gntdev"):
+        device = xen.DEVICES / name
+        if not os.access(device, os.R_OK | os.W_OK):
+            cause = "is not ours to open" if device.exists() else "is not there"
+            return Finding("xen", False, f"{device} {cause}; {built}", fix=fix or f"as root: modprobe xen-{name}")
+    return Finding("xen", not fix, f"{path}, {xen.DEVICES}/evtchn, gntdev; {built}", fix=fix)
 
 
 def _tap() -> Finding:

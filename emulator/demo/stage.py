@@ -15,6 +15,7 @@ from typing import IO, Final
 
 from cpp_ring.store import Store
 from emulator import local, lock, models, toolstack
+from emulator.child import die_with_parent
 from emulator.demo.interrupts import Interrupts
 from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestProcess
@@ -151,7 +152,9 @@ def _runtime_directory(directory: Path) -> Iterator[None]:
 def _spawn(arguments: tuple[str, ...], log: IO[bytes]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "emulator", *arguments]
     # In a process group of its own: Ctrl-C is for us, who stop everything in order.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, preexec_fn=die_with_parent()
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -30,6 +30,8 @@ BURST: Final = 8
 """Frames under way in one direction: fewer than the datagrams that a socket holds on any machine, so none is lost."""
 ETHERTYPE: Final = b"\x88\xb5"  # IEEE 802, for local experiments
 WRITEBACK_OFFSET: Final = 32  # in struct virtio_blk_config: the byte a driver may write
+EXCHANGE_SECONDS: Final = 10.0
+"""A guest waits this long for an answer: no emulator dies here unnoticed, but machines that are shared stand still."""
 RACE_COUNT: Final = 100_000
 RACE_SLICE: Final = 5_000
 GROWTH: Final = 32 * MIB
@@ -90,7 +92,9 @@ class Demo:
         for domid in DOMAINS:
             self._stage.start_guest(domid)
         for done, ((domid, model), number) in enumerate(self._numbers.items()):
-            found = self._found[domid, model] = self._ask(domid, "connect", dev=number)
+            found = self._found[domid, model] = self._ask(
+                domid, "connect", dev=number, exchange_timeout=EXCHANGE_SECONDS
+            )
             device_id = found["device_id"]
             claim(MODELS.get(device_id) == model, f"domain {domid} device {number}: id {device_id} is no {model}")
             self._say(f"domain {domid}  device {number}  virtio-{model}  {_describe(found)}")

@@ -163,6 +163,8 @@ TEST_SUITE("threads") {
         DriverQueue& queue = *device.queues[0];
         for (std::uint64_t cell = 0; cell < 16; ++cell) device.offer(0, cell, cell);
         queue.kick();
+        // A post that came before the chains were taken would find nothing to complete.
+        while (model.taken < 16) device.ask(VMSG_GET_DEVICE_STATUS);
         std::set<std::uint16_t> heads;
         while (heads.size() < 16) {
             device.backend.wake();
@@ -236,6 +238,7 @@ TEST_SUITE("threads") {
         }
         CHECK(device.frontend->ring().error().code == 0);
         CHECK(model.resets == 0);
+        CHECK(model.queue_resets == 30);
     }
 
     TEST_CASE("backend: a queue that cannot be set up anew stops all of them, and the driver is told by an event") {

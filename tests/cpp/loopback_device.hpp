@@ -34,6 +34,7 @@ class EchoModel : public Model {
   public:
     Atomic<std::uint64_t> activations{0};
     Atomic<std::uint64_t> resets{0};
+    Atomic<std::uint64_t> queue_resets{0};
     Atomic<std::uint64_t> served{0};
 
     GuestError config_refresh(std::uint32_t, std::uint32_t) noexcept override { return {}; }
@@ -52,6 +53,10 @@ class EchoModel : public Model {
     }
     GuestError reset() noexcept override {
         ++resets;
+        return {};
+    }
+    GuestError queue_reset(std::uint32_t) noexcept override {
+        ++queue_resets;
         return {};
     }
     GuestError process(std::uint32_t, std::span<Chain> batch, std::span<const std::uint64_t>,

@@ -99,6 +99,13 @@ bool sleep_on(EventChannels& channels) {
     return ready == 1;
 }
 
+// However busy the machine is, now and then the backend does fall asleep before it is asked.
+template <class Ring>
+void let_it_sleep(const Ring& ring) {
+    const auto deadline = Clock::now() + for_ever;
+    while (!ring.backend_waiting() && Clock::now() < deadline) std::this_thread::yield();
+}
+
 void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uint32_t rounds) {
     CAPTURE(backend_spin);
     CAPTURE(frontend_spins);
@@ -114,6 +121,7 @@ void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uin
         Delay delay(102);
         std::uint32_t done = 0;
         for (bool lost = false; done < rounds; ++done) {
+            if (done % (rounds / 4) == 0) let_it_sleep(ring);
             const Message request = make_request(VMSG_GET_CONFIG, bytes_of(vmsg_config_range{40, 4}), ring.token());
             if (ring.publish(request)) frontend.channels->notify(frontend.port);
             Message answer;
@@ -184,6 +192,7 @@ void queue_rounds(std::uint64_t features, double backend_spin, std::uint32_t rou
         std::size_t wrong = 0;
         bool lost = false;
         for (std::uint64_t number = 0; number < rounds && !lost; number += 4) {
+            if (number % (rounds / 4) == 0) let_it_sleep(device.frontend->ring());
             // A few chains over two queues.
             std::array<std::uint32_t, 2> sent{};
             for (std::uint32_t i = 0; i < 2; ++i) {

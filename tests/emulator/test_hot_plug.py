@@ -173,6 +173,42 @@ def test_a_disk_that_has_grown_is_seen_by_the_guest(machine: Machine, tmp_path: 
         assert disk.capacity == 4096
 
 
+def test_a_size_that_an_update_let_go_of_does_not_come_back(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.touch()
+    machine.run()
+    machine.attach(f"blk,path={image},size=1M,serial=x")
+    os.truncate(image, 2 << 20)
+    machine.command("update", str(machine.domid), "0")
+    assert machine.node("spec") == f"blk,path={image},serial=x"
+
+
+def test_a_device_that_could_not_be_made_is_tried_again_by_an_update(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    machine.attach(f"blk,path={image}")
+    image.unlink()
+    machine.run()
+    machine.await_state(State.CLOSED)
+    machine.command("update", str(machine.domid), "0", "size=1M", code=ExitCode.REFUSED)
+    assert "disk.img" in machine.command("update", str(machine.domid), "0", code=ExitCode.REFUSED).stderr
+    image.write_bytes(bytes(4096))
+    machine.command("update", str(machine.domid), "0")
+    machine.await_state(State.INIT_WAIT)
+    assert machine.node("error") is None
+
+
+def test_a_domain_that_is_not_there_is_told_from_a_device_that_is_not(machine: Machine) -> None:
+    for command in (("detach", "999", "0"), ("update", "999", "0")):
+        assert "no domain 999" in machine.command(*command, code=ExitCode.NO_DOMAIN).stderr
+
+
+def test_what_a_dead_domain_left_can_be_detached(machine: Machine) -> None:
+    machine.store.write("/local/domain/0/backend/virtio-msg/999/0/frontend-id", "999")
+    machine.command("detach", "999", "0")
+    assert machine.node("frontend-id", domid=999) is None
+
+
 def test_attach_of_what_cannot_be_built_leaves_nothing(machine: Machine, tmp_path: Path) -> None:
     machine.run()
     machine.command("attach", str(machine.domid), "nonsense", code=ExitCode.BAD_DEVICE)

@@ -16,6 +16,7 @@ from tests.emulator.drivers import EchoDriver
 from tests.emulator.machines import MODELS, Machine, Process
 
 ECHO = f"{MODELS}:Echo"
+FAILING = f"{MODELS}:Misbehaving,where=open"
 
 
 def test_a_guest_connects_is_served_and_leaves(machine: Machine) -> None:
@@ -77,10 +78,32 @@ def test_an_identical_device_of_a_killed_emulator_is_a_reconnect(machine: Machin
         assert device.echo(b"two") == b"two"
 
 
-def test_another_device_in_its_place_is_refused(machine: Machine) -> None:
-    machine.run(ECHO).kill()
+def test_an_attached_device_is_not_replaced_by_another_one_of_the_command_line(machine: Machine) -> None:
+    machine.attach(ECHO)
     done = machine.command("run", "--domid", str(machine.domid), "--device", "rng", code=ExitCode.REFUSED)
     assert f"virtio-dm detach {machine.domid} 0" in done.stderr
+
+
+def test_what_a_killed_run_was_given_does_not_outlive_the_next_one(machine: Machine) -> None:
+    machine.run(ECHO, "rng", "rng").kill()
+    process = machine.run(f"{ECHO},start=3", "rng")
+    assert [machine.node("spec", devid) for devid in range(3)] == [f"{ECHO},start=3", "rng", None]
+    assert process.stop() == ExitCode.OK
+    assert children(machine.store, backends_dir(0, machine.domid)) == []
+
+
+def test_an_attached_device_that_run_was_given_as_well_stays(machine: Machine) -> None:
+    machine.attach("rng")
+    assert machine.run("rng").stop() == ExitCode.OK
+    assert machine.node("spec") == "rng"
+
+
+def test_run_ends_when_a_device_it_was_given_cannot_be_opened(machine: Machine) -> None:
+    machine.attach(ECHO)
+    process = machine.start("run", "--domid", str(machine.domid), "--device", ECHO, "--device", FAILING)
+    assert process.wait() == ExitCode.REFUSED
+    assert any("device 1 cannot be made" in line for line in process.lines)
+    assert children(machine.store, backends_dir(0, machine.domid)) == ["0"]
 
 
 def test_a_guest_that_dies_leaves_its_device_ready_for_the_next_one(machine: Machine) -> None:

@@ -83,7 +83,8 @@ def test_a_disk_is_written_and_read_through_pipes_and_files(
     ("arguments", "code", "text"),
     [
         ([*LOCAL, "probe", "5"], FAILED, "no device 5"),
-        (["--hypervisor", "xen", "--domid", "1", "list"], USAGE, "no Xen support"),
+        (["--hypervisor", "xen", "--domid", "1", "list"], NO_HYPERVISOR, "no Xen here"),
+        (["--hypervisor", "local", "list"], USAGE, "--domid N"),
         (["--hypervisor", "kvm", "--domid", "1", "list"], USAGE, "unknown hypervisor 'kvm'"),
         (["--hypervisor", "local:../m", "--domid", "1", "list"], USAGE, "machine name"),
         (["--hypervisor", "local:m", "--domid", "40000", "list"], USAGE, "40000"),
@@ -102,7 +103,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(
     assert text in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["list"], ["--domid", "x", "list"], ["--domid", "1", "blk", "read", "-1"]])
+@pytest.mark.parametrize("arguments", [[], ["--domid", "x", "list"], ["--domid", "1", "blk", "read", "-1"]])
 def test_wrong_arguments_are_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_code:
         main(arguments)
@@ -123,3 +124,11 @@ def test_nobody_reading_the_output_is_no_traceback(directory: Path, emulator: St
         process.stdout.close()
         assert process.wait(PATIENCE) == FAILED
         assert process.stderr.read() == b""
+
+
+def test_the_hypervisor_can_stand_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VIRTIO_DM_HYPERVISOR", "kvm")
+    assert main(["--domid", "1", "list"]) == USAGE
+    assert "unknown hypervisor 'kvm'" in capsys.readouterr().err
