@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -62,7 +60,7 @@ def session(
                 resumed.begin(verb, RESUME_TIMEOUT)
             except RigError as error:
                 say(f"the saved state is of no use, booting instead ({error})")
-                shutil.rmtree(saved.parent, ignore_errors=True)
+                cache.forget(saved.parent)
             else:
                 yield resumed
                 return
@@ -78,15 +76,13 @@ def session(
 
 def _save(out: Path, disks: Disks) -> None:
     say("booting once, to save the state that later runs begin with")
-    with tempfile.TemporaryDirectory(prefix="xen-rig-") as name:
-        empty = Path(name)
-        with Machine(dataclasses.replace(disks, host=empty, share=empty)) as machine:
-            session = Session(machine, out / "console.log")
-            try:
-                session.wait_ready()
-                session.warm()
-                monitor = Monitor(machine.monitor)
-                monitor.save(out / "memory")
-                monitor.close()
-            finally:
-                session.close()
+    with contextlib.ExitStack() as stack:
+        empty = stack.enter_context(cache.scratch(out.parent))
+        machine = stack.enter_context(Machine(dataclasses.replace(disks, host=empty, share=empty)))
+        session = Session(machine, out / "console.log")
+        stack.callback(session.close)
+        session.wait_ready()
+        session.warm()
+        monitor = Monitor(machine.monitor)
+        stack.callback(monitor.close)
+        monitor.save(out / "memory")

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from scripts.xen_rig.host import say
 from scripts.xen_rig.machine import Disks
 
 INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 128 + signal.SIGPIPE
 EXIT_CODES: Final = (
     "exit codes: the script's own; 124 it ran longer than --timeout; 125 the rig could not be built or started; "
     "126 Xen or dom0 died"
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RigError as error:
         say(str(error))
         return error.code
+    except BrokenPipeError:
+        return PIPE_CLOSED  # nobody reads: nothing to say either
     except OSError as error:
         say(f"{error}: the cache is in {cache.directory()}, see VIRTIO_DM_RIG_CACHE")
         return RIG_FAILED
@@ -119,8 +121,7 @@ def _boot(arguments: argparse.Namespace, verb: Literal["run", "shell"], command:
 @contextlib.contextmanager
 def _run_directory() -> Iterator[Path]:
     """What is only for one run."""
-    with tempfile.TemporaryDirectory(prefix="xen-rig-") as name:
-        directory = Path(name)
+    with cache.scratch(cache.directory()) as directory:
         for part in ("host", "share"):
             (directory / part).mkdir()
         yield directory

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+import sys
+import tempfile
+import termios
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +88,8 @@ class Machine:
         self.console: socket.socket | None = None
         theirs = [control, output, monitor]
         line = command(disks)
+        # QEMU makes the terminal raw, and is killed before it could undo that.
+        self._terminal = termios.tcgetattr(sys.stdin) if terminal else None
         if terminal:
             line += ["-chardev", "stdio,id=console,signal=off"]
         else:
@@ -96,6 +101,7 @@ class Machine:
             line += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
             line += ["-device", f"virtserialport,chardev={name},nr={number},name={name}"]
         line += ["-chardev", f"socket,id=monitor,fd={monitor.fileno()}", "-mon", "chardev=monitor,mode=control"]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  stop() closes it; a pipe that nobody reads could fill
         inherited = [end.fileno() for end in theirs]
         with contextlib.ExitStack() as ends:
             for end in theirs:
@@ -108,7 +114,7 @@ class Machine:
                 [tool("setpriv"), "--pdeathsig", "KILL", "--", *line],
                 stdin=None if terminal else subprocess.DEVNULL,
                 stdout=None if terminal else subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=self._said,
                 pass_fds=inherited,
                 # Ctrl-C is for us, who then end it; in a terminal it goes to dom0 as a character anyway.
                 process_group=-1 if terminal else 0,
@@ -118,13 +124,17 @@ class Machine:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        if self._terminal is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
         for end in (self.control, self.output, self.monitor, self.console):
             if end is not None:
                 end.close()
+        self._said.close()
 
     def complaint(self) -> str:
         """What QEMU said last, once it has ended."""
-        lines = (self.process.stderr.read() if self.process.stderr else b"").decode(errors="replace").splitlines()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
     def __enter__(self) -> Self:

@@ -135,7 +135,7 @@ class Session:
 
     def _failure(self, message: str, code: int) -> RigError:
         if not self._verbose:
-            for line in [*self._recent, self._line]:
+            for line in [*self._recent, *([self._line] if self._line else [])]:
                 print(f"console: {line.decode(errors='replace')}", file=sys.stderr)
         return RigError(message, code)
 

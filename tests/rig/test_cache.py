@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.xen_rig import cache, root
+from scripts.xen_rig.errors import RigError
 from scripts.xen_rig.packages import Package
 
 
@@ -79,3 +80,31 @@ def test_the_place_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.directory() == Path("/xdg/virtio-dm/xen-rig")
     monkeypatch.setenv("VIRTIO_DM_RIG_CACHE", "/mine")
     assert cache.directory() == Path("/mine")
+
+
+def test_the_directory_of_a_run_lives_as_long_as_the_run(tmp_path: Path) -> None:
+    with cache.scratch(tmp_path) as one:
+        write_file(one)
+        with cache.scratch(tmp_path) as two:
+            assert (one / "file").exists()
+        assert not two.exists()
+    assert not one.exists()
+
+
+def test_the_directory_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from scripts.xen_rig import cache\n"
+        "with cache.scratch(Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(cache.HERE.parent.parent)}
+    subprocess.run([sys.executable, "-c", program, tmp_path], env=environment, check=False)
+    assert len(list(tmp_path.glob("run-*"))) == 1
+    with cache.scratch(tmp_path) as directory:
+        assert list(tmp_path.glob("run-*")) == [directory]
+
+
+def test_a_place_that_qemu_cannot_load_from_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTIO_DM_RIG_CACHE", "/my cache")
+    with pytest.raises(RigError, match="a path without a space"):
+        cache.directory()

@@ -46,7 +46,7 @@ def test_what_cannot_be_run_is_one_line_before_anything_is_built(
 ) -> None:
     done = xen_rig(*arguments, cache=tmp_path / "cache")
     assert (done.returncode, done.stderr) == (RIG_FAILED, f"xen-rig: {message}\n")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache/apt").exists()
 
 
 def test_options_after_the_script_are_the_scripts() -> None:

@@ -1,8 +1,8 @@
 """The conversation with dom0: output passed on, the exit code, a clear end when dom0 dies. With a false machine."""
 
-import io
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +24,12 @@ class FalseMachine(Machine):
         self.monitor, self.dom0_monitor = socket.socketpair()
         console, self.dom0_console = socket.socketpair()
         self.console = console
-        self.process = subprocess.Popen(["sleep", "60"], stderr=subprocess.PIPE)
+        self._terminal = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  stop() closes it
+        self.process = subprocess.Popen(["sleep", "60"])
 
     def stop(self) -> None:
         super().stop()
-        assert isinstance(self.process.stderr, io.BufferedReader)
-        self.process.stderr.close()
         for end in (self.dom0_control, self.dom0_output, self.dom0_monitor, self.dom0_console):
             end.close()
 
@@ -54,13 +54,15 @@ def test_output_is_passed_on_and_the_exit_code_is_the_scripts(
         machine.dom0_console.sendall(b"(XEN) hello\r\n")
         machine.dom0_control.sendall(b"ready\n")
         assert machine.dom0_control.recv(100).startswith(b"run ")
+        machine.dom0_control.sendall(b"begun\n")
         machine.dom0_output.sendall(b"first\n\xff")
         machine.dom0_control.sendall(b"exit 7\n")
 
     thread = threading.Thread(target=dom0)
     thread.start()
     session.wait_ready()
-    assert session.carry_out("run", 10) == 7
+    session.begin("run", 10)
+    assert session.wait(10) == 7
     thread.join()
     assert capfdbinary.readouterr() == (b"first\n\xff", b"")
     assert b"(XEN) hello" in (tmp_path / "console.log").read_bytes()
@@ -95,5 +97,10 @@ def test_the_end_of_qemu_is_said_with_its_last_line(machine: FalseMachine, sessi
 
 def test_a_script_that_runs_too_long_has_its_own_code(machine: FalseMachine, session: Session) -> None:
     with pytest.raises(RigError, match=r"still running after 0\.01 s") as raised:
-        session.carry_out("run", 0.01)
+        session.wait(0.01)
     assert raised.value.code == SCRIPT_TIMEOUT
+
+
+def test_a_dom0_that_takes_no_order_is_said(session: Session) -> None:
+    with pytest.raises(RigError, match="dom0 did not take its order"):
+        session.begin("run", 0.01)
