@@ -9,7 +9,7 @@ from typing import Final
 
 from cpp_ring.store import Store, StoreError, Transaction
 from emulator.frontend_nodes import PROTOCOL_VERSION, NodeError, read_state
-from emulator.store_paths import State, backend_dir, frontend_dir
+from emulator.store_paths import State, backend_dir, backends_dir, frontend_dir
 
 MAX_ERROR_LENGTH: Final = 512
 
@@ -37,6 +37,20 @@ class BackendNodes:
 
     def exists(self) -> bool:
         return self.read("frontend-id") is not None
+
+    def frontend_exists(self) -> bool:
+        """Whether the toolstack's nodes in the frontend's directory are there; with its domain they go.
+
+        A domain that is gone hides what it had from a driver domain.
+        """
+        if self._backend == 0:
+            return True  # dom0 is told of domains that end, and of nothing else it needs to know
+        try:
+            return self._store.read_optional(f"{self.frontend_directory}/backend") is not None
+        except StoreError as error:
+            if error.errno == errno.EACCES:
+                return False
+            raise
 
     def read(self, node: str) -> str | None:
         return self._store.read_optional(f"{self.directory}/{node}")
@@ -107,10 +121,22 @@ class BackendNodes:
 
 
 def remove(nodes: Store | Transaction, backend: int, frontend: int, devid: int) -> None:
-    """Removes both directories; the backend's last, so that a removal cut short is finished by whoever comes next."""
-    for directory in (frontend_dir(frontend, devid), backend_dir(backend, frontend, devid)):
-        try:
-            nodes.rm(directory)
-        except StoreError as error:
-            if error.errno != errno.ENOENT:
-                raise
+    """Removes both directories; the backend's last, so that a removal cut short is finished by whoever comes next.
+
+    A driver domain may not remove the frontend's: the toolstack, which waits for its own to go, does.
+    """
+    _remove(nodes, frontend_dir(frontend, devid), errno.EACCES)
+    _remove(nodes, backend_dir(backend, frontend, devid))
+
+
+def remove_domain(store: Store, backend: int, frontend: int) -> None:
+    """Removes what is left of all devices of a domain that is gone. Raises StoreError."""
+    _remove(store, backends_dir(backend, frontend))
+
+
+def _remove(nodes: Store | Transaction, directory: str, *allowed: int) -> None:
+    try:
+        nodes.rm(directory)
+    except StoreError as error:
+        if error.errno not in (errno.ENOENT, *allowed):
+            raise

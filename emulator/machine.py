@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from dataclasses import dataclass
@@ -51,7 +52,15 @@ class Machine:
     """Locks of this machine's emulators; for a local machine the broker's directory."""
     store_path: Path
     backend: int = 0
-    """The domain this process runs in."""
+    """The domain that serves devices: the one this process runs in, unless a toolstack acts for another one."""
+    elsewhere: bool = False
+    """Whether the backend is another domain than ours: its processes and locks cannot be seen from here."""
+
+    def of_backend(self, domid: int | None) -> Machine:
+        """The same with the devices that domain `domid` serves; None: the domain this process runs in."""
+        if domid is None or domid == self.backend:
+            return self
+        return dataclasses.replace(self, backend=domid, elsewhere=True)
 
     def open_store(self) -> Store:
         """A connection of its own. Raises Failure."""
@@ -122,11 +131,21 @@ def _open_xen(backend: int) -> Hypervisor:
     return XenHypervisor(backend)
 
 
+def is_there(store: Store, domid: int) -> bool:
+    """Whether the domain exists, as far as we may know: only dom0 is told. Raises StoreError."""
+    try:
+        return store.is_domain_introduced(domid)
+    except StoreError as error:
+        if error.errno == errno.EACCES:
+            return True
+        raise
+
+
 def require_domain(machine: Machine, store: Store, domid: int) -> None:
     """Raises Failure unless the domain is there."""
     if not 0 < domid <= LAST_DOMID:
         raise Failure(ExitCode.NO_DOMAIN, f"domain {domid} cannot have devices; domids are 1 to {LAST_DOMID}")
-    if not store.is_domain_introduced(domid):
+    if not is_there(store, domid):
         way = (
             "`xl list` shows those there are"
             if machine.name.kind == "xen"

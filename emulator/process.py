@@ -67,6 +67,7 @@ class Emulator:
         self._loop = EventLoop()
         self._signals = 0
         self._stopping = False
+        self._gone = False  # the domain
         self._result = ExitCode.OK
         self._transient: frozenset[int] = frozenset()
         self._xenbus = Xenbus(
@@ -109,6 +110,7 @@ class Emulator:
         self._loop.post(lambda: self._stop(f"stopping: {signal.Signals(number).name}"))
 
     def _domain_gone(self) -> None:
+        self._gone = True
         self._loop.post(lambda: self._stop(f"domain {self._config.domid} is gone"))
 
     def _not_built(self, devid: int, reason: str) -> None:
@@ -130,7 +132,10 @@ class Emulator:
             systemd.notify("STOPPING=1")
             self._loop.call_later(DRAIN_SECONDS, self._abandon)
         log.info("%s", reason)
-        self._xenbus.drain(self._transient, self._loop.stop)
+        if self._gone:
+            self._xenbus.forget(self._loop.stop)
+        else:
+            self._xenbus.drain(self._transient, self._loop.stop)
 
     def _abandon(self) -> None:
         """A model does not return: the process ends all the same, and with it every mapping."""

@@ -14,10 +14,11 @@ from typing import Final
 import emulator
 from cpp_ring.store import Store
 from emulator import lock, systemd
+from emulator.backend_nodes import remove_domain
 from emulator.child import die_with_parent
 from emulator.exit_codes import ExitCode
 from emulator.loop import EventLoop, Timer
-from emulator.machine import HypervisorName, Machine, open_machine
+from emulator.machine import HypervisorName, Machine, is_there, open_machine
 from emulator.process import DRAIN_SECONDS, STOP_SIGNALS
 from emulator.store_paths import all_backends_dir, children
 
@@ -115,8 +116,17 @@ class Supervisor:
             child.want(domid in wanted)
 
     def _domains(self) -> list[int]:
-        numbers = [int(name) for name in children(self._store, self._root) if name.isdecimal() and len(name) < 6]
-        return [domid for domid in numbers if self._store.is_domain_introduced(domid)]
+        """Those that are there and may have devices. What is left of others is removed, unless an emulator is at it."""
+        alive = []
+        for name in children(self._store, self._root):
+            if not (name.isdecimal() and len(name) < 6):
+                continue
+            domid = int(name)
+            if is_there(self._store, domid):
+                alive.append(domid)
+            elif domid not in self._children and not self.served_by_other(domid):
+                remove_domain(self._store, self._machine.backend, domid)
+        return alive
 
     def _signalled(self, number: int) -> None:
         self._stopping += 1

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from cpp_ring.store import Store, Transaction, parse_u32
@@ -105,7 +106,7 @@ def await_ready(machine: Machine, store: Store, frontend: int, devid: int) -> bo
             raise Failure(ExitCode.REFUSED, f"the emulator of domain {frontend} refused: {error}")
         if _state(store, directory) not in (State.INITIALISING, State.UNKNOWN):
             return True
-        if emulator_pid(machine, frontend) is None and lock.holder(lock.supervisor_lock(machine.directory)) is None:
+        if not (machine.elsewhere or emulator_pid(machine, frontend) or lock.holder(_supervisor_lock(machine))):
             return False
     raise Failure(
         ExitCode.TIMED_OUT,
@@ -127,9 +128,10 @@ def detach(machine: Machine, store: Store, frontend: int, devid: int, wait: bool
     if not wait:
         return
     for _ in _looks(store, directory, REMOVE_SECONDS):
-        if store.read_optional(f"{directory}/frontend-id") is None:
+        gone = store.read_optional(f"{directory}/frontend-id") is None
+        if gone and not machine.elsewhere:
             return
-        if emulator_pid(machine, frontend) is None:
+        if gone or not (machine.elsewhere or emulator_pid(machine, frontend)):
             remove(store, machine.backend, frontend, devid)
             return
     raise Failure(
@@ -141,7 +143,7 @@ def update(machine: Machine, store: Store, frontend: int, devid: int, options: d
     """Changes options of a live device. Raises Failure, StoreError."""
     directory = backend_dir(machine.backend, frontend, devid)
     node = f"{directory}/update"
-    if emulator_pid(machine, frontend) is None:
+    if not (machine.elsewhere or emulator_pid(machine, frontend)):
         _require_device(machine, store, store, frontend, devid)
         raise Failure(ExitCode.REFUSED, f"no emulator serves domain {frontend}; start one, then update")
 
@@ -212,8 +214,12 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
 
 
 def emulator_pid(machine: Machine, domid: int) -> int | None:
-    """The process that serves the domain; None if there is none."""
-    return lock.holder(lock.emulator_lock(machine.domain_directory(domid)))
+    """The process that serves the domain; None if there is none, or it runs in another domain."""
+    return None if machine.elsewhere else lock.holder(lock.emulator_lock(machine.domain_directory(domid)))
+
+
+def _supervisor_lock(machine: Machine) -> Path:
+    return lock.supervisor_lock(machine.directory)
 
 
 def _looks(store: Store, directory: str, seconds: float) -> Iterator[None]:

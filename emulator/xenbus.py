@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from cpp_ring.store import Store, StoreError, parse_u32
+from emulator.backend_nodes import remove_domain
 from emulator.loop import EventLoop
+from emulator.machine import is_there
 from emulator.store_paths import backends_dir, children, frontends_dir
 from emulator.xenbus_device import STORE_GONE, Phase, XenbusDevice
 
@@ -20,6 +22,9 @@ LAST_DEVID: Final = 65535
 LOOK_SECONDS: Final = 0.005
 """A device is looked at once in this time, however often its frontend writes (XSA-349)."""
 
+DOMAIN_SECONDS: Final = 5.0
+"""Between looks of a driver domain at whether its guest is still there."""
+
 TOOLSTACK_NODES: Final = ("online", "spec", "update", "frontend-id")
 DOMAIN_EVENTS: Final = "@releaseDomain"
 
@@ -27,7 +32,7 @@ log = logging.getLogger("virtio-dm")
 
 
 class Xenbus:
-    """The backends of `frontend`'s devices. `domain_gone` is called once, when the domain has ended;
+    """The backends of `frontend`'s devices. `domain_gone` is called when the domain has ended;
     `not_built` with the devid and the reason when a device cannot be made.
     """
 
@@ -65,6 +70,14 @@ class Xenbus:
         self._store.watch(DOMAIN_EVENTS, "domain")
         self._loop.watch(self._store.fileno(), lambda: None)  # `take_events` comes before each sleep
         self._loop.before_sleep(self.take_events)
+        if self._backend != 0:
+            self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        """Now and then: a driver domain is not told of domains that end, only of directories that vanish."""
+        for devid in list(self._devices):
+            self._look(devid)
+        self._loop.call_later(DOMAIN_SECONDS, self._look_at_all)
 
     @property
     def devices(self) -> list[XenbusDevice]:
@@ -72,9 +85,22 @@ class Xenbus:
 
     def drain(self, transient: frozenset[int], drained: Callable[[], None]) -> None:
         """Ends all devices: those of `transient` for good, the others until the next emulator; then calls `drained`."""
+        self._end_all(lambda device: device.unplug if device.devid in transient else device.suspend, drained)
+
+    def forget(self, drained: Callable[[], None]) -> None:
+        """The domain is gone: ends all devices, removes what the store has of them, then calls `drained`."""
+
+        def last() -> None:
+            with self._guarded():
+                remove_domain(self._store, self._backend, self._frontend)
+            drained()
+
+        self._end_all(lambda device: device.forget, last)
+
+    def _end_all(self, way: Callable[[XenbusDevice], Callable[[], None]], drained: Callable[[], None]) -> None:
         self._drained = drained
         for device in self.devices:
-            device.handle(device.unplug if device.devid in transient else device.suspend)
+            device.handle(way(device))
         if not self._devices:
             drained()
 
@@ -103,7 +129,7 @@ class Xenbus:
 
     def _changed_devices(self, path: str, token: str) -> set[int]:
         if token == "domain":
-            if not self._store.is_domain_introduced(self._frontend):
+            if not is_there(self._store, self._frontend):
                 self._domain_gone()
             return set()
         root = self._backends if token == "backend" else self._frontends

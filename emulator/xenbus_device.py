@@ -112,6 +112,9 @@ class XenbusDevice:
         if not self._nodes.exists():
             self._end()  # the domain's end: the toolstack removed the directory
             return
+        if not self._nodes.frontend_exists():
+            self.forget()
+            return
         if self._nodes.read("online") == "0" and self.phase is not Phase.CLOSING:
             self.unplug()
         self._rebuild_or_update()
@@ -193,6 +196,12 @@ class XenbusDevice:
         unplugging = self.phase is Phase.CLOSING and self._remove_at_end
         if not unplugging and self.phase not in (Phase.FINISHING, Phase.GONE):
             self._end(lambda: self._nodes.write_state(State.INITIALISING))
+
+    def forget(self) -> None:
+        """The domain is gone: nobody is waited for, and nothing of the device is left."""
+        self._remove_at_end = True
+        if self.phase not in (Phase.FINISHING, Phase.GONE):
+            self._end(self._leave_nothing)
 
     def abandon(self) -> None:
         """The process ends although the thread does not: keeps the store's promises."""

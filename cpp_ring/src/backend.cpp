@@ -45,7 +45,7 @@ GuestError Backend::connect(const ChannelAddress& address) {
     exit_.reset();
     stop_.store(false, std::memory_order_relaxed);
     try {
-        channels_ = hypervisor_.open_event_channels(options_.frontend);
+        channels_ = hypervisor_.open_event_channels();
         cfg_port_ = channels_->bind_interdomain(options_.frontend, address.event_channel);
         // The frontend's page is mapped read-only: we have no business writing to it.
         fe_page_ = hypervisor_.map(options_.frontend, address.fe_to_be, 1, false);

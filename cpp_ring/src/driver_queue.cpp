@@ -7,7 +7,7 @@ namespace cpp_ring {
 DriverQueue::DriverQueue(Hypervisor& hypervisor, DomId backend, std::uint16_t size, std::uint64_t features)
     : hypervisor_(hypervisor),
       backend_(backend),
-      channels_(hypervisor.open_event_channels(backend)),
+      channels_(hypervisor.open_event_channels()),
       port_(channels_->alloc_unbound(backend)) {
     setup(size, features);
 }

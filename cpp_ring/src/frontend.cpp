@@ -9,7 +9,7 @@
 namespace cpp_ring {
 
 Frontend::Frontend(Hypervisor& hypervisor, DomId backend)
-    : channels_(hypervisor.open_event_channels(backend)),
+    : channels_(hypervisor.open_event_channels()),
       port_(channels_->alloc_unbound(backend)),
       // Each page is written by one side only, and granted so.
       fe_page_(hypervisor.share_notify(backend, false, offsetof(vmsg_xen_fe_header, live), *channels_, port_)),

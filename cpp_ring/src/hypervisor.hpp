@@ -62,8 +62,9 @@ class EventChannels {
     [[nodiscard]] virtual int fd() const noexcept = 0;
     // A new port that `remote` may bind to. Throws HostError.
     [[nodiscard]] virtual Port alloc_unbound(DomId remote) = 0;
-    // A local port bound to `remote_port` of `remote`. The port may be pending at once (a first, spurious event).
-    // Throws HostError: ENOENT no such domain, EINVAL not a port offered to this domain, EBUSY bound already.
+    // A local port bound to `remote_port` of `remote`, always the same domain for one handle. The port may be pending
+    // at once (a first, spurious event). Throws HostError: ENOENT no such domain, EINVAL not a port offered to this
+    // domain, EBUSY bound already.
     [[nodiscard]] virtual Port bind_interdomain(DomId remote, Port remote_port) = 0;
     virtual void unbind(Port port) noexcept = 0;
     // Raises the other end's pending flag. An event to a peer that is gone is lost, without error.
@@ -83,8 +84,7 @@ class Hypervisor {
     virtual ~Hypervisor() = default;
 
     [[nodiscard]] virtual DomId domid() const noexcept = 0;
-    // With `peer` the channels need reach no other domain, and where the hypervisor can see to that they cannot.
-    [[nodiscard]] virtual std::unique_ptr<EventChannels> open_event_channels(std::optional<DomId> peer = {}) = 0;
+    [[nodiscard]] virtual std::unique_ptr<EventChannels> open_event_channels() = 0;
 
     // Backend: maps `count` consecutive references from `first` of `domain`, all or nothing. Throws HostError:
     // ENOENT no such domain or grant, EACCES granted to another domain or read-only, EINVAL count 0 or too large.

@@ -199,7 +199,7 @@ void LocalEventChannels::unmask(Port port) noexcept {
 LocalHypervisor::LocalHypervisor(const std::string& directory, DomId domid)
     : broker_(std::make_shared<LocalBroker>(directory, domid)), domid_(domid) {}
 
-std::unique_ptr<EventChannels> LocalHypervisor::open_event_channels(std::optional<DomId>) {
+std::unique_ptr<EventChannels> LocalHypervisor::open_event_channels() {
     return std::make_unique<LocalEventChannels>(broker_);
 }
 

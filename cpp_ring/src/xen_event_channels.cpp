@@ -15,15 +15,12 @@ namespace cpp_ring {
 
 void XenEventChannels::Close::operator()(xenevtchn_handle* handle) const noexcept { xenevtchn_close(handle); }
 
-XenEventChannels::XenEventChannels(std::optional<DomId> peer) : handle_(xenevtchn_open(xen_quiet_logger(), 0)) {
+XenEventChannels::XenEventChannels() : handle_(xenevtchn_open(xen_quiet_logger(), 0)) {
     if (!handle_) throw HostError(errno, "cannot open /dev/xen/evtchn");
     // xenevtchn_pending() is a read: with this it needs no poll() before it.
     const int flags = ::fcntl(fd(), F_GETFL);
     if (flags < 0 || ::fcntl(fd(), F_SETFL, flags | O_NONBLOCK) != 0)
         throw HostError(errno, "cannot set up /dev/xen/evtchn");
-    // Linux takes no restriction to domain 0, with which a frontend has to do anyway.
-    if (peer && *peer != 0 && xenevtchn_restrict(handle_.get(), *peer) != 0)
-        throw HostError(errno, "cannot restrict /dev/xen/evtchn to domain " + std::to_string(*peer));
 }
 
 int XenEventChannels::fd() const noexcept { return xenevtchn_fd(handle_.get()); }
@@ -35,6 +32,13 @@ Port XenEventChannels::alloc_unbound(DomId remote) {
 }
 
 Port XenEventChannels::bind_interdomain(DomId remote, Port remote_port) {
+    // A backend's handle reaches its frontend's domain only, from here on. Linux takes no restriction to domain 0, and
+    // offers no port (a frontend's business) on a handle that has one.
+    if (!restricted_ && remote != 0) {
+        if (xenevtchn_restrict(handle_.get(), remote) != 0)
+            throw HostError(errno, "cannot restrict /dev/xen/evtchn to domain " + std::to_string(remote));
+        restricted_ = true;
+    }
     const auto port = xenevtchn_bind_interdomain(handle_.get(), remote, remote_port);
     if (port < 0)
         throw HostError(errno,

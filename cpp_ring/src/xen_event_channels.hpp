@@ -11,8 +11,7 @@ namespace cpp_ring {
 
 class XenEventChannels final : public EventChannels {
   public:
-    // With `peer` the handle can reach no other domain from here on. Throws HostError.
-    explicit XenEventChannels(std::optional<DomId> peer);
+    XenEventChannels();  // throws HostError
 
     [[nodiscard]] int fd() const noexcept override;
     [[nodiscard]] Port alloc_unbound(DomId remote) override;
@@ -27,6 +26,7 @@ class XenEventChannels final : public EventChannels {
         void operator()(xenevtchn_handle* handle) const noexcept;
     };
     std::unique_ptr<xenevtchn_handle, Close> handle_;
+    bool restricted_ = false;
 };
 
 }  // namespace cpp_ring

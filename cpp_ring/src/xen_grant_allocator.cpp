@@ -49,9 +49,10 @@ class Pages {
         request->flags = writable_ ? GNTALLOC_FLAG_WRITABLE : 0;
         request->count = static_cast<std::uint32_t>(count);
         if (::ioctl(fd_, IOCTL_GNTALLOC_ALLOC_GREF, request) != 0)
-            throw HostError(errno,
-                            "cannot grant " + std::to_string(count) + " pages to domain " + std::to_string(domain_) +
-                                (errno == ENOSPC ? " (/sys/module/xen_gntalloc/parameters/limit is reached)" : ""));
+            throw HostError(
+                errno,
+                "cannot grant " + std::to_string(count) + " pages to domain " + std::to_string(domain_) +
+                    (errno == ENOSPC ? " (write a larger number to /sys/module/xen_gntalloc/parameters/limit)" : ""));
         const auto* const refs =
             reinterpret_cast<const std::byte*>(room.data()) + offsetof(ioctl_gntalloc_alloc_gref, gref_ids);
         for (std::size_t i = 0; i < count; ++i) {

@@ -15,9 +15,7 @@ XenHypervisor::XenHypervisor(DomId domid)
 
 XenHypervisor::~XenHypervisor() = default;
 
-std::unique_ptr<EventChannels> XenHypervisor::open_event_channels(std::optional<DomId> peer) {
-    return std::make_unique<XenEventChannels>(peer);
-}
+std::unique_ptr<EventChannels> XenHypervisor::open_event_channels() { return std::make_unique<XenEventChannels>(); }
 
 std::unique_ptr<Mapping> XenHypervisor::map(DomId domain, GrantRef first, std::size_t count, bool writable) {
     return map_grants(table_, domain, first, count, writable);

@@ -23,7 +23,7 @@ class XenHypervisor final : public Hypervisor {
     ~XenHypervisor() override;
 
     [[nodiscard]] DomId domid() const noexcept override { return domid_; }
-    [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels(std::optional<DomId> peer = {}) override;
+    [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels() override;
     [[nodiscard]] std::unique_ptr<Mapping> map(DomId domain, GrantRef first, std::size_t count, bool writable) override;
     [[nodiscard]] std::unique_ptr<Mapping> map_notify(DomId domain, GrantRef ref, std::size_t offset,
                                                       EventChannels& events, Port port) override;

@@ -13,8 +13,11 @@ from emulator.machine import HypervisorName, require_domain
 @click.argument("spec", metavar="SPEC")
 @click.option("--id", "devid", type=click.IntRange(0, 65535), help="Its number.", show_default="the lowest free one")
 @click.option("--no-wait", is_flag=True, help="Return without waiting for the emulator to build the device.")
+@options.backend
 @options.hypervisor
-def command(domid: int, spec: str, devid: int | None, no_wait: bool, hypervisor: HypervisorName | None) -> None:
+def command(
+    domid: int, spec: str, devid: int | None, no_wait: bool, backend: int | None, hypervisor: HypervisorName | None
+) -> None:
     """Add a device to a domain.
 
     SPEC is MODEL,KEY=VALUE,... as for `run --device`. The number of the new device is printed. If an emulator serves
@@ -23,7 +26,7 @@ def command(domid: int, spec: str, devid: int | None, no_wait: bool, hypervisor:
     from emulator import models, toolstack
 
     parsed = models.validate(options.parse_spec(spec))
-    machine = options.machine_of(hypervisor)
+    machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
         require_domain(machine, store, domid)
         number = toolstack.attach(store, machine.backend, domid, parsed, devid)

@@ -11,15 +11,16 @@ from emulator.text_table import lines
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object for each device.")
+@options.backend
 @options.hypervisor
-def command(as_json: bool, hypervisor: HypervisorName | None) -> None:
+def command(as_json: bool, backend: int | None, hypervisor: HypervisorName | None) -> None:
     """List the devices of all domains.
 
     BACKEND and FRONTEND are the xenbus states of the two ends; PID is the emulator that serves the domain.
     """
     from emulator import toolstack
 
-    machine = options.machine_of(hypervisor)
+    machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
         entries = toolstack.entries(machine, store)
     if as_json:

@@ -40,6 +40,17 @@ def hypervisor(function: Function) -> Function:
     )(function)
 
 
+def backend(function: Function) -> Function:
+    """`--backend`, handed over as `backend: int | None`."""
+    return click.option(
+        "--backend",
+        type=click.IntRange(0, LAST_DOMID),
+        metavar="DOMID",
+        help="The domain whose emulator serves the device, if it is a driver domain.",
+        show_default="this one",
+    )(function)
+
+
 def poll_us(text: str) -> Callable[[Function], Function]:
     """`--poll-us`, handed over as `poll_us: float | None`. `text` is its help."""
     return click.option("--poll-us", metavar="N|always", callback=converted(parse_poll), help=text, show_default="50")
@@ -55,9 +66,9 @@ def devid(function: Function) -> Function:
     return click.argument("devid", type=click.IntRange(0, 65535), metavar="DEVID")(function)
 
 
-def machine_of(name: HypervisorName | None) -> Machine:
-    """The machine of `--hypervisor`, its default included. Raises Failure."""
-    return open_machine(name or parse_hypervisor(None))
+def machine_of(name: HypervisorName | None, backend: int | None = None) -> Machine:
+    """The machine of `--hypervisor`, its default included, and of `--backend`. Raises Failure."""
+    return open_machine(name or parse_hypervisor(None)).of_backend(backend)
 
 
 def parse_spec(text: str) -> Spec:

@@ -14,8 +14,11 @@ from emulator.spec import SpecError, parse_pairs
 @options.domid
 @options.devid
 @click.argument("changes", metavar="[KEY=VALUE]...", nargs=-1)
+@options.backend
 @options.hypervisor
-def command(domid: int, devid: int, changes: tuple[str, ...], hypervisor: HypervisorName | None) -> None:
+def command(
+    domid: int, devid: int, changes: tuple[str, ...], backend: int | None, hypervisor: HypervisorName | None
+) -> None:
     """Change options of a device while it is in use.
 
     Which ones can be changed is shown by `virtio-dm devices MODEL`. Without KEY=VALUE the device looks anew at what it
@@ -27,6 +30,6 @@ def command(domid: int, devid: int, changes: tuple[str, ...], hypervisor: Hyperv
         pairs = dict(parse_pairs(changes))
     except SpecError as error:
         raise Failure(ExitCode.BAD_DEVICE, str(error)) from error
-    machine = options.machine_of(hypervisor)
+    machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
         toolstack.update(machine, store, domid, devid, pairs)

@@ -68,9 +68,7 @@ class FakeHypervisor final : public Hypervisor {
         return pages;
     }
 
-    [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels(std::optional<DomId> = {}) override {
-        throw HostError(ENOSYS, "events");
-    }
+    [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels() override { throw HostError(ENOSYS, "events"); }
     [[nodiscard]] std::unique_ptr<Mapping> map_notify(DomId, GrantRef, std::size_t, EventChannels&, Port) override {
         throw HostError(ENOSYS, "events");
     }

@@ -140,7 +140,7 @@ class LoopbackHypervisor final : public Hypervisor {
 
     [[nodiscard]] DomId domid() const noexcept override { return domain_; }
 
-    [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels(std::optional<DomId> = {}) override {
+    [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels() override {
         const std::lock_guard lock(machine_.mutex_);
         count_call();
         return std::make_unique<Channels>(*this);

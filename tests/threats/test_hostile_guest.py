@@ -4,7 +4,6 @@ broken and a named error; its second device and a second domain go on (issue rul
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -12,71 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cpp_ring import ChannelError, PeerDead, error_name
+from cpp_ring import PeerDead
 from cpp_ring.store import Store
-from guest.device import VirtioDevice
 from guest.drivers import open_device
 from guest.hypervisor import Domain, open_local
 from guest.rng import RngDevice
+from tests.hostile_driver import ATTACKS, Attack, attack_until_broken, broken, lie_about_the_sequence
 
 PATIENCE = 10.0
-NEEDS_RESET = 64
-
-Attack = Callable[[VirtioDevice, random.Random], None]
-
-
-def awake(device: VirtioDevice) -> None:
-    """Has the backend look at everything for a while: after a request it spins."""
-    with contextlib.suppress(ChannelError):
-        device.transport.frontend.exchange(7, timeout=0.2)
-
-
-def scribble_on_the_config_page(device: VirtioDevice, chance: random.Random) -> None:
-    page = device.transport.frontend.fe_page
-    awake(device)
-    for _ in range(20):
-        at = chance.choice((0, 4, 8, 12, 0x40, 0x44, 0x48, 0x4A, 0x4E, chance.randrange(0x160)))
-        page[at] = chance.randrange(256)
-
-
-def lie_about_the_sequence(device: VirtioDevice, chance: random.Random) -> None:
-    page = device.transport.frontend.fe_page
-    awake(device)
-    page[0x40:0x44] = chance.randrange(1 << 31, 1 << 32).to_bytes(4, "little")
-
-
-def scribble_on_the_ring(device: VirtioDevice, chance: random.Random) -> None:
-    ring = device.queues[0].ring
-    awake(device)
-    for _ in range(20):
-        ring.memory[chance.randrange(16 * ring.size + 64)] = chance.randrange(256)
-
-
-def run_the_index_ahead(device: VirtioDevice, _: random.Random) -> None:
-    ring = device.queues[0].ring
-    at = ring.driver_address - ring.descriptor_address + 2
-    awake(device)
-    ring.memory[at : at + 2] = (0x7FFF).to_bytes(2, "little")
-
-
-def point_into_nowhere(device: VirtioDevice, _: random.Random) -> None:
-    ring = device.queues[0].ring
-    ring.add([], [((1 << 63) | (0x7FFFFFF << 12), 64)])
-    ring.kick()
-
-
-ATTACKS: list[Attack] = [
-    scribble_on_the_config_page,
-    lie_about_the_sequence,
-    scribble_on_the_ring,
-    run_the_index_ahead,
-    point_into_nowhere,
-]
-
-
-def broken(device: VirtioDevice) -> bool:
-    frontend = device.transport.frontend
-    return not frontend.backend_alive or bool(frontend.device_status & NEEDS_RESET)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
@@ -85,7 +27,6 @@ def test_a_hostile_driver_breaks_its_own_device_only(
 ) -> None:
     emulator("rng", "rng", domid=1)
     emulator("rng", domid=2)
-    chance = random.Random(attack.__name__)
     with (
         open_device(domain, 0) as victim,
         open_device(domain, 1) as neighbour,
@@ -93,17 +34,7 @@ def test_a_hostile_driver_breaks_its_own_device_only(
     ):
         assert isinstance(neighbour, RngDevice)
         assert isinstance(stranger, RngDevice)
-        deadline = time.monotonic() + PATIENCE
-        while not broken(victim):
-            assert time.monotonic() < deadline, "the device took all of it"
-            attack(victim, chance)
-            victim.transport.frontend.wait_event(0.01)
-            for bystander in (neighbour, stranger):
-                assert len(bystander.read(32)) == 32
-        name = error_name(victim.transport.frontend.error_code)
-        assert name not in ("ok", "unknown", "model", "host"), name
-        for bystander in (neighbour, stranger):
-            assert len(bystander.read(4096)) == 4096
+        attack_until_broken(attack, victim, [neighbour, stranger])
 
 
 def test_garbage_in_the_store_closes_that_device_only(

@@ -190,10 +190,10 @@ class GuestAgent:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def __call__(self, op: str, *, timeout: float = 30.0, **parameters: Any) -> dict[str, Any]:
+    def __call__(self, op: str, *, answer_within: float = 60.0, **parameters: Any) -> dict[str, Any]:
         """Raises AssertionError if the answer is not `ok`."""
         self.send(op, **parameters)
-        answer = self.receive(timeout)
+        answer = self.receive(answer_within)
         assert answer["ok"], f"{op}: {answer['kind']}: {answer['error']}"
         return answer
 

@@ -1,0 +1,99 @@
+"""What the tests on Xen share: a domU of each kind for all of them, emulators, and what is left behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import pytest
+
+from cpp_ring import xen
+from cpp_ring.store import Store
+from emulator.store_paths import State, backend_dir, backends_dir, children
+from tests.emulator.machines import Process
+from tests.xen.domu import Domu, Kind
+
+SECTOR: Final = 512
+MIB: Final = 1 << 20
+PATIENCE: Final = 60.0
+
+MODELS: Final = Path(__file__).parent.parent / "emulator" / "models.py"
+
+
+@pytest.fixture(scope="session", params=["pv", "pvh"])
+def domu(request: pytest.FixtureRequest) -> Iterator[Domu]:
+    """For tests that leave it as it was."""
+    kind: Kind = request.param
+    with Domu(kind, vcpus=1) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def other() -> Iterator[Domu]:
+    """A second one, for tests that want two."""
+    with Domu("pvh", name="other") as started:
+        yield started
+
+
+@pytest.fixture(params=["pv", "pvh"])
+def victim(request: pytest.FixtureRequest) -> Iterator[Domu]:
+    """For tests that do not."""
+    kind: Kind = request.param
+    with Domu(kind, name=f"victim-{kind}") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dom0() -> Iterator[Store]:
+    with xen.open_store() as store:
+        yield store
+
+
+class Emulator(Process):
+    """`virtio-dm run` of a domU with these devices, from when they are ready; in order stopped at the end."""
+
+    def __init__(self, domu: Domu, *specs: str, options: tuple[str, ...] = ()) -> None:
+        devices = [part for spec in specs for part in ("--device", spec)]
+        super().__init__("run", "--domid", str(domu.domid), *devices, *options)
+        for devid in range(len(specs)):
+            self.await_line(f"device {devid}: ready")
+
+    def mappings(self) -> int:
+        """Mapped regions of granted pages."""
+        return Path(f"/proc/{self.pid}/maps").read_text().count("/dev/xen/gntdev")
+
+    def descriptors(self) -> int:
+        return len([*Path(f"/proc/{self.pid}/fd").iterdir()])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        code = self.stop()
+        if kind is not None:
+            print("\n".join(self.lines))
+        else:
+            assert code == 0, self.lines
+
+
+def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    """Looks until it is so."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def await_state(store: Store, domid: int, state: State, devid: int = 0, backend: int = 0) -> None:
+    path = f"{backend_dir(backend, domid, devid)}/state"
+    until(lambda: store.read_optional(path) == str(int(state)), f"{path} did not become {state.name}")
+
+
+def nothing_left(store: Store, domid: int, backend: int = 0) -> bool:
+    """Does the store know of no device of the domain?"""
+    return children(store, backends_dir(backend, domid)) == []
