@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from scripts.xen_rig.errors import RigError
 from scripts.xen_rig.host import say
 
 KEPT: Final = 3
@@ -26,7 +27,10 @@ HERE: Final = Path(__file__).parent
 def directory() -> Path:
     named = os.environ.get("VIRTIO_DM_RIG_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(home) / "virtio-dm" / "xen-rig"
+    place = Path(named).resolve() if named else Path(home) / "virtio-dm" / "xen-rig"
+    if " " in str(place):
+        raise RigError(f"QEMU cannot load a kernel from {place}: set VIRTIO_DM_RIG_CACHE to a path without a space")
+    return place
 
 
 def key(*parts: object, files: Iterable[Path] = ()) -> str:
@@ -48,12 +52,27 @@ def lock(place: Path) -> Iterator[None]:
     """Held by whoever builds. The kernel gives it back when its holder dies."""
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file.fileno()):
             say(f"waiting for another build in {place}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def scratch(place: Path) -> Iterator[Path]:
+    """A directory for one run. Each is locked by its run, so that those of runs that were killed can be told."""
+    place.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with (place / "runs.lock").open("a") as runs:
+            fcntl.flock(runs, fcntl.LOCK_EX)
+            for path in place.glob("run-*"):
+                with _opened(path) as descriptor:
+                    if _lock(descriptor):
+                        shutil.rmtree(path, ignore_errors=True)
+            directory = Path(tempfile.mkdtemp(prefix="run-", dir=place))
+            _lock(stack.enter_context(_opened(directory)))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        yield directory
 
 
 def artefact(place: Path, kind: str, identity: str, make: Callable[[Path], None]) -> Path:
@@ -75,6 +94,29 @@ def artefact(place: Path, kind: str, identity: str, make: Callable[[Path], None]
     return final
 
 
+def forget(artefact: Path) -> None:
+    """Renamed first: a directory that is there is whole."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(artefact.rename(artefact.with_name(f"new-{artefact.name}")), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _remove_remains(place: Path) -> None:
     """Of builders that were killed: whoever holds the lock is the only one."""
     for path in place.glob("new-*"):
@@ -88,6 +130,4 @@ def _forget_old(place: Path, kind: str) -> None:
         return 0.0
 
     for path in sorted(place.glob(f"{kind}-*"), key=age, reverse=True)[KEPT:]:
-        # Renamed first: a directory that is there is whole.
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path.rename(place / f"new-{path.name}"), ignore_errors=True)
+        forget(path)

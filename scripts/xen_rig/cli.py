@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final, Literal
 
-from scripts.xen_rig import artefacts, cache, order, ramdisk
+from scripts.xen_rig import artefacts, booted, cache, order, ramdisk
 from scripts.xen_rig.errors import RIG_FAILED, RigError
 from scripts.xen_rig.host import say
-from scripts.xen_rig.machine import Disks, Machine
-from scripts.xen_rig.session import Session
+from scripts.xen_rig.machine import Disks
 
 INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 128 + signal.SIGPIPE
 EXIT_CODES: Final = (
     "exit codes: the script's own; 124 it ran longer than --timeout; 125 the rig could not be built or started; "
     "126 Xen or dom0 died"
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RigError as error:
         say(str(error))
         return error.code
+    except BrokenPipeError:
+        return PIPE_CLOSED  # nobody reads: nothing to say either
     except OSError as error:
         say(f"{error}: the cache is in {cache.directory()}, see VIRTIO_DM_RIG_CACHE")
         return RIG_FAILED
@@ -65,6 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     tests.set_defaults(command=_test)
     for each in (run, shell, tests):
         each.add_argument("--share", type=Path, metavar="DIR", help="a directory that dom0 sees as /rig/share, live")
+        each.add_argument("--cold", action="store_true", help="boot, instead of beginning with the saved state")
     for each in (run, tests):
         text = "of the script; default: %(default)s"
         each.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help=text)
@@ -80,6 +83,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _build(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     made = artefacts.make(refresh=arguments.refresh)
+    with _run_directory() as directory:
+        booted.state(cache.directory(), _disks(made, directory, directory / "share"))
     say(f"ready in {time.monotonic() - start:.1f} s: {made.versions}; kept in {cache.directory()}")
     return 0
 
@@ -95,40 +100,45 @@ def _test(arguments: argparse.Namespace) -> int:
 def _shell(arguments: argparse.Namespace) -> int:
     if not sys.stdin.isatty():
         raise RigError("shell needs a terminal; to run commands: scripts/xen-rig run SCRIPT")
-    say("dom0 in some 20 s; leave with exit")
+    say("leave with exit")
     return _boot(arguments, "shell", lambda _: "")
 
 
 def _boot(arguments: argparse.Namespace, verb: Literal["run", "shell"], command: order.Command) -> int:
-    with tempfile.TemporaryDirectory(prefix="xen-rig-") as name:
-        directory = Path(name)
-        host = directory / "host"
-        host.mkdir()
-        order.write(host, command(host))
-        share = (arguments.share or directory / "share").resolve()
-        if arguments.share is None:
-            share.mkdir()
-        elif not share.is_dir():
-            raise RigError(f"{arguments.share} is no directory: make it first")
+    share: Path | None = arguments.share
+    if share is not None and not share.is_dir():
+        raise RigError(f"{share} is no directory: make it first")
+    with _run_directory() as directory:
+        order.write(directory / "host", command(directory / "host"))
         made = artefacts.make()
-        (directory / "ramdisk").write_bytes(ramdisk.content(made.root / "boot.cpio"))
-        disks = Disks(
-            xen=made.root / "xen",
-            vmlinux=made.root / "vmlinux",
-            ramdisk=directory / "ramdisk",
-            root=made.root / "root.ext4",
-            libraries=made.libraries,
-            site=made.site,
-            host=host,
-            share=share,
-        )
-        with Machine(disks, terminal=verb == "shell") as machine:
-            session = Session(machine, directory / "console.log", verbose=getattr(arguments, "verbose", False))
-            try:
-                session.wait_ready()
-                return session.carry_out(verb, getattr(arguments, "timeout", None))
-            finally:
-                session.close()
+        disks = _disks(made, directory, share.resolve() if share else directory / "share")
+        saved = None if arguments.cold else booted.state(cache.directory(), disks)
+        verbose = getattr(arguments, "verbose", False)
+        with booted.session(disks, verb, directory / "console.log", saved=saved, verbose=verbose) as session:
+            return session.wait(getattr(arguments, "timeout", None))
+
+
+@contextlib.contextmanager
+def _run_directory() -> Iterator[Path]:
+    """What is only for one run."""
+    with cache.scratch(cache.directory()) as directory:
+        for part in ("host", "share"):
+            (directory / part).mkdir()
+        yield directory
+
+
+def _disks(made: artefacts.Artefacts, directory: Path, share: Path) -> Disks:
+    (directory / "ramdisk").write_bytes(ramdisk.content(made.root / "boot.cpio"))
+    return Disks(
+        xen=made.root / "xen",
+        vmlinux=made.root / "vmlinux",
+        ramdisk=directory / "ramdisk",
+        root=made.root / "root.ext4",
+        libraries=made.libraries,
+        site=made.site,
+        host=directory / "host",
+        share=share,
+    )
 
 
 def _seconds(text: str) -> float:

@@ -48,9 +48,7 @@ def closure(names: Iterable[str], tree: Path) -> list[Path]:
         if name in found:
             continue
         if name not in files:
-            raise RigError(
-                f"kernel module {name} is in none of the directories of scripts/xen_rig/modules.py: add its own"
-            )
+            raise RigError(f"kernel module {name} is in none of DIRECTORIES of scripts/xen_rig/modules.py: add its own")
         found[name] = files[name]
         waiting += depends(files[name].read_bytes())
     return sorted(found.values())

@@ -35,10 +35,11 @@ def write(directory: Path, command: str) -> None:
     """`command`: of a shell, in the shared directory."""
     settings = dict(ENVIRONMENT)
     if sys.stdout.isatty():
-        columns = str(shutil.get_terminal_size().columns)
-        settings |= {"TERM": os.environ.get("TERM", "dumb"), "FORCE_COLOR": "1", "COLUMNS": columns}
-    lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
-    (directory / "environment").write_text("".join(lines))
+        columns, lines = shutil.get_terminal_size()
+        settings |= {"TERM": os.environ.get("TERM", "dumb"), "FORCE_COLOR": "1"}
+        settings |= {"COLUMNS": str(columns), "LINES": str(lines)}
+    assignments = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
+    (directory / "environment").write_text("".join(assignments))
     (directory / "run").write_text(command + "\n")
 
 

@@ -1,7 +1,7 @@
 """One conversation with a booted machine: waits for dom0, gives it its order, passes on output, gets the exit code.
 
-On the control port dom0 says `ready`, is told `run CLOCK` or `shell CLOCK` and ends with `exit CODE`; dom0/init is the
-other side.
+On the control port dom0 says `ready`, is told `run CLOCK` or `shell CLOCK`, says `begun` and at the end `exit CODE`;
+`warm CLOCK` makes it ready again. dom0/init is the other side.
 """
 
 from __future__ import annotations
@@ -47,13 +47,23 @@ class Session:
 
     def wait_ready(self) -> None:
         """Until dom0 waits for an order. Raises RigError if it never does."""
-        late = f"dom0 was not ready after {BOOT_TIMEOUT:.0f} s: look at the console above, or try again with --verbose"
+        late = f"dom0 was not ready after {BOOT_TIMEOUT:.0f} s: look at its console, or try again with --verbose"
         if self._until(rb"ready\n", time.monotonic() + BOOT_TIMEOUT) is None:
             raise self._failure(late, DOM0_DIED)
 
-    def carry_out(self, verb: Literal["run", "shell"], timeout: float | None) -> int:
+    def warm(self) -> None:
+        """Has dom0 read what every run reads, and wait again."""
+        self._order("warm")
+        self.wait_ready()
+
+    def begin(self, verb: Literal["run", "shell"], timeout: float) -> None:
+        """Raises RigError if dom0 does not say that it has begun."""
+        self._order(verb)
+        if self._until(rb"begun\n", time.monotonic() + timeout) is None:
+            raise self._failure(f"dom0 did not take its order in {timeout:.0f} s", DOM0_DIED)
+
+    def wait(self, timeout: float | None) -> int:
         """Returns the exit code of the script or the shell. Raises RigError if there is none."""
-        self._machine.control.sendall(f"{verb} {time.time():.3f}\n".encode())
         deadline = None if timeout is None else time.monotonic() + timeout
         answer = self._until(rb"exit (\d+)\n", deadline)
         if answer is None:
@@ -64,6 +74,12 @@ class Session:
     def close(self) -> None:
         self._selector.close()
         self._log.close()
+
+    def _order(self, verb: str) -> None:
+        try:
+            self._machine.control.sendall(f"{verb} {time.time():.3f}\n".encode())
+        except OSError as error:
+            raise self._failure(f"QEMU ended: {self._machine.complaint()}", DOM0_DIED) from error
 
     def _until(self, pattern: bytes, deadline: float | None) -> re.Match[bytes] | None:
         while not (found := re.search(pattern, self._control)):
@@ -119,7 +135,7 @@ class Session:
 
     def _failure(self, message: str, code: int) -> RigError:
         if not self._verbose:
-            for line in [*self._recent, self._line]:
+            for line in [*self._recent, *([self._line] if self._line else [])]:
                 print(f"console: {line.decode(errors='replace')}", file=sys.stderr)
         return RigError(message, code)
 

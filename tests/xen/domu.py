@@ -29,6 +29,10 @@ LIBRARIES: Final = Path("/rig/libraries/domu.cpio")
 SITE: Final = Path("/rig/site/domu.cpio")
 WORK: Final = Path("/run/rig")
 CONSOLES: Final = Path("/var/log/xen/console")
+KERNEL_ARGUMENTS: Final = (
+    "console=hvc0 loglevel=4 panic=1 mitigations=off"
+    " rodata=off cryptomgr.notests apparmor=0 lsm=capability"  # 3 s less to boot: pages remapped, self-tests, policies
+)
 START_TIMEOUT: Final = 60.0
 TAIL: Final = 25
 
@@ -72,7 +76,7 @@ class Domu:
             f"memory={self._memory}",
             f'cpus="{cpus}"',
             f'kernel="{KERNEL}"',
-            f'cmdline="console=hvc0 loglevel=4 panic=1 {arguments}"',
+            f'cmdline="{KERNEL_ARGUMENTS} {arguments}"',
             # Without it a PVH domU dies in software emulation: rdtscp is not there.
             'tsc_mode="native"',
             'on_crash="destroy"',
@@ -81,9 +85,9 @@ class Domu:
 
     def start(self) -> Self:
         """Returns when the domU takes commands. Raises AssertionError with its console's end if it never does."""
-        WORK.mkdir(exist_ok=True)
+        settings = [*self._settings, f'ramdisk="{ramdisk(self._emulator)}"']
         configuration = WORK / f"{self.name}.cfg"
-        configuration.write_text("\n".join([*self._settings, f'ramdisk="{ramdisk(self._emulator)}"']) + "\n")
+        configuration.write_text("\n".join(settings) + "\n")
         done = subprocess.run(["xl", "create", "-q", configuration], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"xl create {self.name} failed: {done.stderr.strip()[-1000:]}"
         self.domid = int(xl("domid", self.name))
@@ -227,6 +231,7 @@ def ramdisk(emulator: bool) -> Path:
     """The domUs' ramdisk, put together once in memory."""
     path = WORK / ("driver.cpio" if emulator else "domu.cpio")
     if not path.exists():
+        WORK.mkdir(exist_ok=True)
         temporary = path.with_suffix(".new")
         with temporary.open("wb") as out:
             for part in (RAMDISK, *([LIBRARIES] if emulator else []), SITE):
