@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import inspect
 import os
 import socket
 from collections.abc import Iterator
@@ -12,23 +13,26 @@ from pathlib import Path
 
 import pytest
 
+from tests import payload_driver
 from tests.xen.domu import Domu, GuestAgent
-from tests.xen.serving import MIB, SECTOR, Emulator, domu
+from tests.xen.serving import MIB, SECTOR, Emulator, domu, until
 
 __all__ = ["domu"]
 
-RNG, BLK, READ_ONLY, NET = range(4)
+RNG, BLK, READ_ONLY, NET, OTHER_DISK = range(5)
 PAIRS = 2
 
 
 class Served:
-    """A domU with a device of each kind, all connected."""
+    """A domU with a device of each kind, all connected but OTHER_DISK."""
 
     def __init__(self, domu: Domu, directory: Path, ending: contextlib.ExitStack) -> None:
         self.image = directory / "disk.img"
         self.image.write_bytes(os.urandom(4 * MIB))
         self.read_only = directory / "read-only.img"
         self.read_only.write_bytes(os.urandom(MIB))
+        self.other_image = directory / "other.img"
+        self.other_image.write_bytes(os.urandom(MIB))
         self.card = directory / "card"
         self.frames = ending.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         self.frames.bind(str(directory / "peer"))
@@ -40,10 +44,11 @@ class Served:
                 f"blk,path={self.image},serial=xen-1",
                 f"blk,path={self.read_only},readonly=on",
                 f"net,socket={self.card},peer={directory / 'peer'},mac=02:00:00:00:00:01,queues={PAIRS}",
+                f"blk,path={self.other_image}",
             )
         )
         self.guest: GuestAgent = ending.enter_context(domu.agent())
-        self.found = [self.guest("connect", dev=dev) for dev in range(4)]
+        self.found = [self.guest("connect", dev=dev) for dev in (RNG, BLK, READ_ONLY, NET)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def served(domu: Domu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 def test_devices_are_found_and_initialised(served: Served) -> None:
     assert [found["device_id"] for found in served.found] == [4, 2, 2, 1]
-    assert [entry["device_id"] for entry in served.guest("list")["devices"]] == [4, 2, 2, 1]
+    assert [entry["device_id"] for entry in served.guest("list")["devices"]] == [4, 2, 2, 1, 2]
     assert served.guest("status", dev=BLK)["status"] == 15
 
 
@@ -132,3 +137,15 @@ def test_entropy(served: Served) -> None:
     one, other = (served.guest("rng", dev=RNG, size=4000)["data"] for _ in range(2))
     assert len(one) == 8000
     assert one != other
+
+
+def test_requests_outside_the_arena_are_carried_by_grant_copy(domu: Domu, served: Served) -> None:
+    size = 64 * 1024
+    mapped = served.emulator.mappings()
+    source = inspect.getsource(payload_driver)
+    code, output = domu.run(["python3", "-c", source, str(OTHER_DISK), str(size)])
+    assert code == 0, output
+    content = served.other_image.read_bytes()
+    assert output.strip() == hashlib.sha256(content[:size]).hexdigest()
+    assert content[size : 2 * size] == content[:size]
+    until(lambda: served.emulator.mappings() == mapped, "pages are still mapped")
