@@ -11,7 +11,7 @@ NOT_YET = {27, 28}
 
 
 def named() -> set[str]:
-    return set(re.findall(r"`((?:threats|cpp|devices)/\w+\.(?:py|cpp))`", TABLE))
+    return set(re.findall(r"`((?:threats|cpp|devices|xen)/\w+\.(?:py|cpp))`", TABLE))
 
 
 def test_every_test_that_is_named_exists() -> None:
