@@ -18,12 +18,13 @@ from emulator.machine import Machine, open_machine, parse_hypervisor
 from emulator.spec import parse
 from emulator.store_paths import State, frontend_dir, frontends_dir
 from tests.emulator.machines import Process
-from tests.xen.domu import Domu, domains
+from tests.xen.domu import Domu, domains, xl
 from tests.xen.serving import MIB, SECTOR, Emulator, await_state, dom0, domu, nothing_left, other, until, victim
 
 __all__ = ["dom0", "domu", "other", "victim"]
 
 CYCLES = 50
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,32 @@ def test_a_driver_domain_serves_another_one_until_that_ends(dom0: Store, machine
         assert supervisor.wait() == 0, supervisor.stderr
 
 
-def test_a_machine_without_such_a_domain_says_so() -> None:
-    done = subprocess.run(["virtio-dm", "run", "--domid", "31998"], capture_output=True, text=True, check=False)
-    assert done.returncode == 5
-    assert done.stderr == "virtio-dm: no domain 31998 on xen; `xl list` shows those there are\n"
+def test_a_domain_that_reboots_is_another_one(dom0: Store, machine: Machine, supervisor: Process) -> None:
+    with Domu("pv", name="rebooter", extra=['on_reboot="restart"']) as domu:
+        before = domu.domid
+        assert toolstack.await_ready(machine, dom0, before, toolstack.attach(dom0, 0, before, parse("rng")))
+        guest = domu.agent()
+        guest("connect", dev=0)
+        xl("reboot", domu.name)
+        until(lambda: nothing_left(dom0, before), "the device of the domain that was is still there")
+        until(lambda: domains().get(domu.name) is not None and xl("domid", domu.name) != str(before), "it is not back")
+        domu.connect()
+        assert toolstack.await_ready(machine, dom0, domu.domid, toolstack.attach(dom0, 0, domu.domid, parse("rng")))
+        with domu.agent() as again:
+            again("connect", dev=0)
+            assert len(again("rng", dev=0, size=16)["data"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("command", "user", "code", "line"),
+    [
+        ("run --domid 31998", 0, 5, "no domain 31998 on xen; `xl list` shows those there are"),
+        ("run --domid 1 --device nonsense", 0, 3, "no device 'nonsense'"),
+        ("detach 31998 0", 0, 5, "no domain 31998"),
+        ("list", NOBODY, 10, "only root may use it"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_a_code(command: str, user: int, code: int, line: str) -> None:
+    done = subprocess.run(["virtio-dm", *command.split()], capture_output=True, text=True, user=user, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    assert line in done.stderr
