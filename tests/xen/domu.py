@@ -89,7 +89,9 @@ class Domu:
         configuration = WORK / f"{self.name}.cfg"
         configuration.write_text("\n".join(settings) + "\n")
         done = subprocess.run(["xl", "create", "-q", configuration], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"xl create {self.name} failed: {done.stderr.strip()[-1000:]}"
+        assert done.returncode == 0, (
+            f"xl create {self.name} failed with {free_memory()} MiB free: {done.stderr.strip()[:2000]}"
+        )
         self.domid = int(xl("domid", self.name))
         try:
             self.connect()
@@ -217,7 +219,7 @@ class GuestAgent:
 def xl(*arguments: str, timeout: float = 60.0) -> str:
     """Output of an xl command. Raises AssertionError with what it said."""
     done = subprocess.run(["xl", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, f"xl {' '.join(arguments)} failed: {done.stderr.strip()[-1000:]}"
+    assert done.returncode == 0, f"xl {' '.join(arguments)} failed: {done.stderr.strip()[:2000]}"
     return done.stdout.strip()
 
 
@@ -225,6 +227,11 @@ def domains() -> dict[str, str]:
     """Name and state of every domain but dom0. A zombie is there too, as (null)."""
     rows = [line.split() for line in xl("list").splitlines()[1:]]
     return {row[0]: row[4] for row in rows if row[1] != "0"}
+
+
+def free_memory() -> int:
+    """MiB that Xen has for more domUs."""
+    return next(int(line.split(":")[1]) for line in xl("info").splitlines() if line.startswith("free_memory"))
 
 
 def ramdisk(emulator: bool) -> Path:
