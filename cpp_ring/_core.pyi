@@ -341,7 +341,7 @@ def pin_thread(cpu: int) -> None:
 class PingPong:
     """The limit: two words in shared memory, one cache line each, two processes or domains; no protocol."""
 
-    def __init__(self, memory: memoryview | mmap, patience: float = 1.0) -> None:
+    def __init__(self, memory: bytearray | memoryview | mmap, patience: float = 1.0) -> None:
         """`memory`: writable, 128 bytes of a page that both sides see, held while this is. `patience`: seconds to wait.
 
         ValueError: too small, or not at the start of a cache line.

@@ -57,12 +57,15 @@ class Measuring(ABC):
             accesses = device.transport.exchanges - before
         return recorded(recorder) | {"accesses": accesses}
 
-    def op_measure_burst(self, dev: int, count: int) -> Answer:
+    def op_measure_burst(self, dev: int, count: int, reads: bool = False) -> Answer:
         """The exchanges of an initialisation one right after the other, as a driver in the kernel has them: repeated by
-        the engine, with the rings and addresses of one that was made before. Nothing may be in flight.
+        the engine, with the rings and addresses of one that was made before. Nothing may be in flight. `reads`: only
+        those that change nothing.
         """
         device = self.device(dev)
         requests = device.transport.recorded(device.probe)
+        if reads:
+            requests = [request for request in requests if request[0] in messages.READS]
         recorder = LatencyRecorder()
         device.transport.frontend.measure_burst(requests, count, recorder)
         return recorded(recorder) | {"accesses": len(requests)}

@@ -104,7 +104,7 @@ def _xen_targets(p50: Callable[[str], float], present: Callable[..., bool], rows
         if present(ours, f"peer.xenvchan.{how}"):
             measured = p50(ours) / p50(f"peer.xenvchan.{how}")
             result.append(Target(f"{ours} / peer.xenvchan.{how}", measured, bound))
-    for probe in ("probe.blk", "probe.blk.burst"):
+    for probe in ("probe.blk", "probe.blk.burst", "probe.blk.reads"):
         if present(probe, "config.get"):
             accesses = rows[probe].accesses
             measured = p50(probe) / (accesses * p50("config.get"))

@@ -139,4 +139,5 @@ def config_rows(site: Site, domid: int, guest: GuestProcess, stack: contextlib.E
     yield row("probe.blk", 1000, "measure_probe", dev=blk)
     if site.machine.name.kind == "xen":
         yield row("probe.blk.burst", 1000, "measure_burst", dev=blk)
+        yield row("probe.blk.reads", 20, "measure_burst", dev=blk, reads=True)
     yield row("blk.read.4k", 20, "measure_blk_read", dev=blk)
