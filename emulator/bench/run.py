@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +85,17 @@ def run(count: int, progress: Callable[[float, str], None]) -> Result:
         return Result(machine_line("local"), rows | {start.name: start, pss.name: pss})
 
 
-def take_turns(table: Sequence[Measured], count: int, progress: Callable[[float, str], None]) -> None:
-    """Measures every row in turn, in rounds: four fifths of a run."""
+def take_turns(
+    table: Sequence[Measured], count: int, progress: Callable[[float, str], None], budget: float = math.inf
+) -> None:
+    """Measures every row in turn, in rounds: four fifths of a run. No round is begun after `budget` seconds."""
+    deadline = time.monotonic() + budget
     for turn in range(ROUNDS):
         for number, entry in enumerate(table):
             progress(0.8 * (turn + number / len(table)) / ROUNDS, entry.row.name)
             entry.measure(max(1, count // entry.divisor // ROUNDS), entry.row.recorder)
+        if time.monotonic() > deadline:
+            break
 
 
 def _measured(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
