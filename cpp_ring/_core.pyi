@@ -1,6 +1,7 @@
 """The engine: hypervisor interface, config ring, virtqueues, latency recorder (C++, docs/protocol.md)."""
 
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Final, Protocol
 
 import numpy as np
@@ -95,6 +96,10 @@ class EventChannels:
     def pending(self) -> int | None:
         """The next pending port, now cleared and masked; None when there is none. Never blocks."""
     def unmask(self, port: int) -> None: ...
+    def echo(self, port: int, count: int, patience: float = 1.0) -> bool:
+        """Answers `count` events by one each, asleep in between. False: none came for `patience` seconds."""
+    def measure(self, port: int, count: int, recorder: LatencyRecorder, patience: float = 1.0) -> bool:
+        """The other side, asleep while it waits; each round trip in ns. False: no answer for `patience` seconds."""
 
 # ---- backend half ----
 
@@ -249,6 +254,8 @@ class Frontend:
 
         `idle`: before each one waits until the backend sleeps.
         """
+    def measure_burst(self, requests: Sequence[tuple[int, bytes]], count: int, recorder: LatencyRecorder) -> None:
+        """`count` times all of `requests` (message id, payload), each burst recorded as one; spins only."""
     def close(self) -> None:
         """Clears the live byte, withdraws the pages, closes cfg. Idempotent."""
 
@@ -325,18 +332,24 @@ class LatencyRecorder:
     @staticmethod
     def from_bytes(data: bytes) -> LatencyRecorder: ...
 
+def clock_ns() -> int:
+    """The CPU's own clock in ns, from an unknown start: cheap also where clock_gettime is a system call."""
+
 def pin_thread(cpu: int) -> None:
     """Pins the calling thread to a CPU. Raises HostError."""
 
 class PingPong:
-    """The limit: two words in shared memory, one cache line each, two processes; no protocol."""
+    """The limit: two words in shared memory, one cache line each, two processes or domains; no protocol."""
 
-    def __init__(self, fd: int) -> None:
-        """`fd`: a memfd of at least one page, shared by both processes. Raises HostError."""
+    def __init__(self, memory: bytearray | memoryview | mmap, patience: float = 1.0) -> None:
+        """`memory`: writable, 128 bytes of a page that both sides see, held while this is. `patience`: seconds to wait.
+
+        ValueError: too small, or not at the start of a cache line.
+        """
     def serve(self, count: int, eventfd: int = -1) -> bool:
-        """Answers `count` pings, spinning; with `eventfd` asleep on it before each. False: a second without a ping."""
+        """Answers `count` pings, spinning; with `eventfd` asleep on it before each. False: none came in time."""
     def measure(self, count: int, recorder: LatencyRecorder, eventfd: int = -1, pause_us: float = 100.0) -> bool:
         """The other side, spinning; each round trip in ns. With `eventfd` leaves the server `pause_us` to fall asleep.
 
-        False: a second without an answer.
+        False: no answer came in time.
         """

@@ -1,14 +1,19 @@
-"""A guest in a process of its own: `python -m guest ... agent`, told what to do in JSON lines."""
+"""A guest in a process of its own: `python -m guest ... agent`, told what to do in JSON lines.
+
+Of a local machine it is our child; in a domU, whatever command brings its standard input and output here.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,13 +24,23 @@ class GuestFailed(Exception):
     """The guest could not do what it was told; the text is the guest's."""
 
 
+def decoded(answer: dict[str, Any]) -> LatencyRecorder:
+    """What one of the measure operations recorded."""
+    return LatencyRecorder.from_bytes(base64.b64decode(answer["recorder"]))
+
+
 class GuestProcess:
     """A domain's guest. Commands and answers are those of `guest.agent`."""
 
-    def __init__(self, hypervisor: str, domid: int, *, cpu: int | None = None) -> None:
-        """`hypervisor` as on the command line; `cpu`: pins the guest there."""
+    def __init__(
+        self, hypervisor: str, domid: int, *, cpu: int | None = None, command: Sequence[str] | None = None
+    ) -> None:
+        """`hypervisor` as on the command line; `cpu`: pins the guest there; `command`: starts it, where it is no child
+        of ours. Raises OSError: there is no such command.
+        """
+        local = [sys.executable, "-P", "-m", "guest", "--hypervisor", hypervisor, "--domid", str(domid), "agent"]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "guest", "--hypervisor", hypervisor, "--domid", str(domid), "agent"],
+            command or local,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -35,7 +50,11 @@ class GuestProcess:
         os.set_blocking(self._process.stdin.fileno(), False)
         self._buffer = bytearray()
         if cpu is not None:
-            self.request("pin", cpu=cpu)
+            try:
+                self.request("pin", cpu=cpu)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def pid(self) -> int:
@@ -45,14 +64,23 @@ class GuestProcess:
         """One command, one answer. Raises GuestFailed: refused, no answer in `answer_within` seconds, or the end."""
         deadline = time.monotonic() + answer_within
         self._send(op, (json.dumps({"op": op, **parameters}) + "\n").encode(), deadline)
-        answer = json.loads(self._line(op, deadline))
+        line = self._line(op, deadline)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise GuestFailed(f"{op}: {line[:80]!r} is no answer of a guest") from None
         if not answer.pop("ok"):
             raise GuestFailed(f"{op}: {answer['error']}")
         return dict(answer)
 
     def measure(self, op: str, **parameters: Any) -> LatencyRecorder:
         """As `request`, for one of the measure operations."""
-        return LatencyRecorder.from_bytes(base64.b64decode(self.request(op, **parameters)["recorder"]))
+        return decoded(self.request(op, **parameters))
+
+    def close_device(self, dev: int) -> None:
+        """Leaves a device, if the guest still can."""
+        with contextlib.suppress(GuestFailed):
+            self.request("close", dev=dev)
 
     def close(self) -> None:
         """Ends the guest in order: its devices are closed. Idempotent."""

@@ -22,16 +22,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from cpp_ring import LatencyRecorder, pin_thread
 from guest import messages
 from guest.arena import SECTOR
-from guest.blk import BlockDevice, Operation
+from guest.blk import BlockDevice
 from guest.device import VirtioDevice
 from guest.drivers import open_device
-from guest.errors import DeviceGone, DriverError, NoSuchDevice, RequestFailed, Unsupported
+from guest.errors import DeviceGone, DriverError, NoSuchDevice, Unsupported
 from guest.hypervisor import Domain
+from guest.measuring import Measuring
 from guest.net import NetDevice, RxMode
-from guest.queue import Chain
+from guest.peers import Peers
 from guest.rng import RngDevice
 from guest.xenbus import list_devices
 
@@ -44,11 +44,11 @@ IDLE: Final = 0.5
 """Seconds between two looks at the life of idle devices, besides those that the store causes."""
 
 
-class Agent:
+class Agent(Measuring, Peers):
     """The devices of one domain under command."""
 
     def __init__(self, domain: Domain) -> None:
-        self._domain = domain
+        Peers.__init__(self, domain)
         self._devices: dict[int, VirtioDevice] = {}
         self._gone: dict[int, str] = {}
 
@@ -86,6 +86,7 @@ class Agent:
         for device in self._devices.values():
             device.close()
         self._devices.clear()
+        self.op_peer_close()
 
     def _handler(self, name: object) -> Callable[..., Answer]:
         handler = getattr(self, f"op_{name}", None)
@@ -94,15 +95,15 @@ class Agent:
             raise ValueError(f"no operation {name!r}; there are: {known}")
         return handler  # type: ignore[no-any-return]
 
-    def _device(self, number: int) -> VirtioDevice:
+    def device(self, number: int) -> VirtioDevice:
         if number in self._gone:
             raise DeviceGone(self._gone[number])
         if number not in self._devices:
             raise NoSuchDevice(f"device {number} is not connected: connect it first")
         return self._devices[number]
 
-    def _as(self, driver: type[Driver], number: int) -> Driver:
-        device = self._device(number)
+    def device_as(self, driver: type[Driver], number: int) -> Driver:
+        device = self.device(number)
         if not isinstance(device, driver):
             raise Unsupported(f"device {number} is no {driver.__name__}")
         return device
@@ -110,7 +111,7 @@ class Agent:
     # ---- any device ----
 
     def op_list(self) -> Answer:
-        with self._domain.open_store() as store:
+        with self.domain.open_store() as store:
             entries = list_devices(store)
         return {
             "devices": [
@@ -128,18 +129,18 @@ class Agent:
         """`options` are those of VirtioDevice: timeout, exchange_timeout, refuse, queue_size."""
         if dev in self._devices:
             raise ValueError(f"device {dev} is connected already")
-        device = self._devices[dev] = open_device(self._domain, dev, **options)
+        device = self._devices[dev] = open_device(self.domain, dev, **options)
         self._gone.pop(dev, None)
         return describe(device)
 
     def op_probe(self, dev: int) -> Answer:
         """Resets and initialises the device again."""
-        device = self._device(dev)
+        device = self.device(dev)
         device.recover()
         return describe(device)
 
     def op_status(self, dev: int) -> Answer:
-        device = self._device(dev)
+        device = self.device(dev)
         return {
             "status": device.status,
             "needs_reset": device.needs_reset,
@@ -148,19 +149,19 @@ class Agent:
         }
 
     def op_close(self, dev: int) -> Answer:
-        self._device(dev).close()
+        self.device(dev).close()
         del self._devices[dev]
         return {}
 
     def op_config_read(self, dev: int, offset: int, size: int) -> Answer:
-        return {"data": self._device(dev).config_read(offset, size).hex()}
+        return {"data": self.device(dev).config_read(offset, size).hex()}
 
     def op_config_write(self, dev: int, offset: int, data: str) -> Answer:
-        return {"data": self._device(dev).config_write(offset, bytes.fromhex(data)).hex()}
+        return {"data": self.device(dev).config_write(offset, bytes.fromhex(data)).hex()}
 
     def op_config_race(self, dev: int, offset: int, values: list[str], count: int) -> Answer:
         """Writes `values` in turn, each read back at once, `count` times. `stale`: reads that gave something else."""
-        transport = self._device(dev).transport
+        transport = self.device(dev).transport
         rounds = []
         for text in values:
             value = bytes.fromhex(text)
@@ -175,7 +176,7 @@ class Agent:
         return {"count": count, "stale": stale}
 
     def op_wait_config_change(self, dev: int, timeout: float) -> Answer:
-        device = self._device(dev)
+        device = self.device(dev)
         changed = device.wait_config_change(timeout)
         return {"changed": changed, **(describe(device) if changed else {})}
 
@@ -190,11 +191,11 @@ class Agent:
     # ---- block ----
 
     def op_blk_read(self, dev: int, sector: int, count: int) -> Answer:
-        return {"data": base64.b64encode(self._as(BlockDevice, dev).read(sector, count)).decode()}
+        return {"data": base64.b64encode(self.device_as(BlockDevice, dev).read(sector, count)).decode()}
 
     def op_blk_sha256(self, dev: int, sector: int = 0, count: int | None = None) -> Answer:
         """Of a range; by default of the whole device."""
-        device = self._as(BlockDevice, dev)
+        device = self.device_as(BlockDevice, dev)
         sectors = device.capacity - sector if count is None else count
         digest = hashlib.sha256()
         for piece in device.stream(sector, sectors):
@@ -206,136 +207,73 @@ class Agent:
         if (data is None) == (file is None):
             raise ValueError("blk_write takes either data or file")
         content = base64.b64decode(data, validate=True) if data is not None else Path(str(file)).read_bytes()
-        self._as(BlockDevice, dev).write(sector, content)
+        self.device_as(BlockDevice, dev).write(sector, content)
         return {"size": len(content)}
 
     def op_blk_flush(self, dev: int) -> Answer:
-        self._as(BlockDevice, dev).flush()
+        self.device_as(BlockDevice, dev).flush()
         return {}
 
     def op_blk_discard(self, dev: int, sector: int, count: int) -> Answer:
-        self._as(BlockDevice, dev).discard(sector, count)
+        self.device_as(BlockDevice, dev).discard(sector, count)
         return {}
 
     def op_blk_write_zeroes(self, dev: int, sector: int, count: int, unmap: bool = False) -> Answer:
-        self._as(BlockDevice, dev).write_zeroes(sector, count, unmap)
+        self.device_as(BlockDevice, dev).write_zeroes(sector, count, unmap)
         return {}
 
     def op_blk_id(self, dev: int) -> Answer:
-        return {"text": self._as(BlockDevice, dev).get_id()}
+        return {"text": self.device_as(BlockDevice, dev).get_id()}
 
     def op_blk_writeback(self, dev: int, on: bool) -> Answer:
-        self._as(BlockDevice, dev).set_writeback(on)
+        self.device_as(BlockDevice, dev).set_writeback(on)
         return {}
 
     # ---- net ----
 
     def op_net_send(self, dev: int, frame: str, pair: int = 0) -> Answer:
-        self._as(NetDevice, dev).send(bytes.fromhex(frame), pair)
+        self.device_as(NetDevice, dev).send(bytes.fromhex(frame), pair)
         return {}
 
     def op_net_flush(self, dev: int, pair: int = 0) -> Answer:
-        self._as(NetDevice, dev).flush(pair)
+        self.device_as(NetDevice, dev).flush(pair)
         return {}
 
     def op_net_receive(self, dev: int, timeout: float, pair: int = 0) -> Answer:
         """`frame` is null when none came in time."""
-        frame = self._as(NetDevice, dev).receive(timeout, pair)
+        frame = self.device_as(NetDevice, dev).receive(timeout, pair)
         return {"frame": None if frame is None else frame.hex()}
 
     def op_net_rx_mode(self, dev: int, mode: str, on: bool) -> Answer:
-        self._as(NetDevice, dev).set_rx_mode(RxMode[mode.upper()], on)
+        self.device_as(NetDevice, dev).set_rx_mode(RxMode[mode.upper()], on)
         return {}
 
     def op_net_mac(self, dev: int, mac: str) -> Answer:
-        self._as(NetDevice, dev).set_mac(bytes.fromhex(mac.replace(":", "")))
+        self.device_as(NetDevice, dev).set_mac(bytes.fromhex(mac.replace(":", "")))
         return {}
 
     def op_net_mac_table(self, dev: int, unicast: list[str], multicast: list[str]) -> Answer:
         tables = [[bytes.fromhex(mac.replace(":", "")) for mac in table] for table in (unicast, multicast)]
-        self._as(NetDevice, dev).set_mac_table(*tables)
+        self.device_as(NetDevice, dev).set_mac_table(*tables)
         return {}
 
     def op_net_vlan(self, dev: int, vlan: int, on: bool) -> Answer:
-        device = self._as(NetDevice, dev)
+        device = self.device_as(NetDevice, dev)
         (device.add_vlan if on else device.remove_vlan)(vlan)
         return {}
 
     def op_net_announced(self, dev: int) -> Answer:
-        self._as(NetDevice, dev).announced()
+        self.device_as(NetDevice, dev).announced()
         return {}
 
     def op_net_pairs(self, dev: int, pairs: int) -> Answer:
-        self._as(NetDevice, dev).set_pairs(pairs)
+        self.device_as(NetDevice, dev).set_pairs(pairs)
         return {}
 
     # ---- rng ----
 
     def op_rng(self, dev: int, size: int) -> Answer:
-        return {"data": self._as(RngDevice, dev).read(size).hex()}
-
-    # ---- measuring; a recorder comes back as base64 of LatencyRecorder.to_bytes() ----
-
-    def op_pin(self, cpu: int) -> Answer:
-        pin_thread(cpu)
-        return {}
-
-    def op_measure_config_get(self, dev: int, offset: int, size: int, count: int, idle: bool = False) -> Answer:
-        return self._measure(dev, messages.GET_CONFIG, messages.get_config(offset, size), count, idle)
-
-    def op_measure_config_set(self, dev: int, offset: int, data: str, count: int, idle: bool = False) -> Answer:
-        generation = self._device(dev).transport.frontend.config_generation
-        payload = messages.set_config(generation, offset, bytes.fromhex(data))
-        return self._measure(dev, messages.SET_CONFIG, payload, count, idle)
-
-    def op_measure_probe(self, dev: int, count: int) -> Answer:
-        """The whole initialisation, from reset to DRIVER_OK."""
-        device = self._device(dev)
-        recorder = LatencyRecorder()
-        for _ in range(count):
-            for queue in device.queues:
-                queue.harvest()
-            start = time.perf_counter_ns()
-            device.probe()
-            recorder.record(time.perf_counter_ns() - start)
-        return recorded(recorder)
-
-    def op_measure_blk_read(self, dev: int, count: int, size: int = 4096, sector: int = 0) -> Answer:
-        """One request at a time, straight at the ring. Nothing else may be in flight."""
-        device = self._as(BlockDevice, dev)
-        request = device.submit(Operation.IN, sector, size=size)
-        if request is None:
-            raise RequestFailed("no room in the arena: other requests hold it")
-        queue, chain = device.queues[request.queue], request.chain
-        device.complete(queue, chain)
-        recorder = LatencyRecorder()
-        try:
-            queue.ring.measure(chain.readable, chain.writable, count, recorder)
-        finally:
-            queue.free(chain)
-        return recorded(recorder)
-
-    def op_measure_rng(self, dev: int, count: int, size: int = 16) -> Answer:
-        """As measure_blk_read, for a device of one queue that answers any writable buffer."""
-        device = self._device(dev)
-        arena = device.transport.arena
-        buffer = arena.allocate(size) if arena else None
-        if buffer is None:
-            raise RequestFailed("no room in the arena: other requests hold it")
-        queue = device.queues[0]
-        chain = Chain([], [buffer.piece()], (buffer,))
-        device.perform(queue, chain)
-        recorder = LatencyRecorder()
-        try:
-            queue.ring.measure(chain.readable, chain.writable, count, recorder)
-        finally:
-            queue.free(chain)
-        return recorded(recorder)
-
-    def _measure(self, dev: int, msg_id: int, payload: bytes, count: int, idle: bool) -> Answer:
-        recorder = LatencyRecorder()
-        self._device(dev).transport.frontend.measure(msg_id, payload, count, recorder, idle)
-        return recorded(recorder)
+        return {"data": self.device_as(RngDevice, dev).read(size).hex()}
 
 
 def describe(device: VirtioDevice) -> Answer:
@@ -365,15 +303,6 @@ def describe(device: VirtioDevice) -> Answer:
 
 def feature_numbers(features: int) -> list[int]:
     return [bit for bit in range(features.bit_length()) if features >> bit & 1]
-
-
-def recorded(recorder: LatencyRecorder) -> Answer:
-    return {
-        "recorder": base64.b64encode(recorder.to_bytes()).decode(),
-        "count": recorder.count,
-        "min": recorder.min,
-        "p50": recorder.percentile(50),
-    }
 
 
 def wait_readable(descriptors: list[int], timeout: float) -> list[int]:

@@ -22,6 +22,9 @@ SET_VQUEUE: Final = 0x0A
 RESET_VQUEUE: Final = 0x0B
 GET_SHM: Final = 0x0C
 
+READS: Final = frozenset({GET_DEVICE_INFO, GET_DEVICE_FEATURES, GET_CONFIG, GET_DEVICE_STATUS, GET_VQUEUE, GET_SHM})
+"""Messages that change nothing; but a model may have a hook on what GET_CONFIG reads."""
+
 MAX_CONFIG_DATA: Final = 256
 """Bytes of config space one GET_CONFIG or SET_CONFIG carries at most."""
 MAX_FEATURE_BLOCKS: Final = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from cpp_ring import PROTOCOL_VERSION, ChannelError, DriverQueue, Frontend, PeerDead
@@ -38,6 +39,9 @@ class Transport:
             self.store.close()
             raise
         self.queues: list[DriverQueue] = []
+        self.exchanges = 0
+        """Made so far, on all connections."""
+        self._record: list[tuple[int, bytes]] | None = None
         self._frontend: Frontend | None = None
         self._lost = True
         self._closed = False
@@ -79,7 +83,19 @@ class Transport:
 
     def exchange(self, msg_id: int, payload: bytes = b"") -> bytes:
         """One message and its answer. Raises ChannelTimeout, PeerDead, ChannelError."""
+        self.exchanges += 1
+        if self._record is not None:
+            self._record.append((msg_id, payload))
         return self.frontend.exchange(msg_id, payload, self.timeout)
+
+    def recorded(self, action: Callable[[], None]) -> list[tuple[int, bytes]]:
+        """Message ids and payloads of the exchanges that `action` makes."""
+        record = self._record = []
+        try:
+            action()
+        finally:
+            self._record = None
+        return record
 
     def lost(self) -> bool:
         """Has the backend died, restarted or begun to close the device? Only `connect` helps then."""

@@ -4,10 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "clock.hpp"
 #include "errors.hpp"
 #include "hypervisor.hpp"
 
@@ -71,6 +74,12 @@ struct Held {
     py::ssize_t size = 0;
     if (PyBytes_AsStringAndSize(data.ptr(), &start, &size) != 0) throw py::error_already_set();
     return {reinterpret_cast<const std::byte*>(start), static_cast<std::size_t>(size)};
+}
+
+// A day is for ever here, and keeps the conversion in range.
+[[nodiscard]] inline Clock::duration as_duration(double seconds) {
+    return std::chrono::duration_cast<Clock::duration>(
+        std::chrono::duration<double>(std::clamp(seconds, 0.0, 86400.0)));
 }
 
 [[nodiscard]] inline py::bytes to_bytes(std::span<const std::byte> data) {

@@ -48,8 +48,7 @@ bool wait(IndexedQueue& self, double timeout) {
     bool got = false;
     {
         const py::gil_scoped_release released;
-        const std::chrono::duration<double> limit(std::clamp(timeout, 0.0, 86400.0));
-        got = self.queue->wait(std::chrono::duration_cast<Clock::duration>(limit));
+        got = self.queue->wait(as_duration(timeout));
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     return got;

@@ -1,16 +1,12 @@
-#include <chrono>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings.hpp"
 #include "frontend.hpp"
 
 namespace cpp_ring::bindings {
 namespace {
-
-Clock::duration seconds(double value) {
-    // A day is for ever here, and keeps the conversion in range.
-    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(std::clamp(value, 0.0, 86400.0)));
-}
 
 [[noreturn]] void raise_failure(const Frontend& frontend, ExchangeResult result) {
     if (result == ExchangeResult::timeout) raise_channel_timeout();
@@ -33,7 +29,7 @@ py::bytes exchange(Frontend& self, std::uint8_t msg_id, const py::bytes& payload
     ExchangeResult result;
     {
         const py::gil_scoped_release released;
-        result = self.exchange(msg_id, bytes, seconds(timeout));
+        result = self.exchange(msg_id, bytes, as_duration(timeout));
     }
     if (result != ExchangeResult::ok) raise_failure(self, result);
     return to_bytes(self.answer().payload_bytes());
@@ -46,6 +42,21 @@ void measure(Frontend& self, std::uint8_t msg_id, const py::bytes& payload, std:
     {
         const py::gil_scoped_release released;
         result = self.measure(msg_id, bytes, count, idle, recorder);
+    }
+    if (result != ExchangeResult::ok) raise_failure(self, result);
+}
+
+void measure_burst(Frontend& self, const std::vector<std::pair<std::uint8_t, py::bytes>>& requests, std::uint64_t count,
+                   LatencyRecorder& recorder) {
+    std::vector<Frontend::Request> burst;
+    for (const auto& [msg_id, payload] : requests) {
+        const auto bytes = checked_payload(payload);
+        burst.push_back({msg_id, {bytes.begin(), bytes.end()}});
+    }
+    ExchangeResult result;
+    {
+        const py::gil_scoped_release released;
+        result = self.measure_burst(burst, count, recorder);
     }
     if (result != ExchangeResult::ok) raise_failure(self, result);
 }
@@ -73,7 +84,7 @@ void register_frontend(py::module_& module) {
                 bool got = false;
                 {
                     const py::gil_scoped_release released;
-                    got = self.wait_event(seconds(timeout));
+                    got = self.wait_event(as_duration(timeout));
                 }
                 if (PyErr_CheckSignals() != 0) throw py::error_already_set();
                 return got;
@@ -97,6 +108,7 @@ void register_frontend(py::module_& module) {
             [](const py::object& self) { return owned_view(self.cast<Frontend&>().be_page(), python_owner(self)); })
         .def("measure", &measure, py::arg("msg_id"), py::arg("payload"), py::arg("count"), py::arg("recorder"),
              py::arg("idle") = false)
+        .def("measure_burst", &measure_burst, py::arg("requests"), py::arg("count"), py::arg("recorder"))
         .def("close", &Frontend::close, py::call_guard<py::gil_scoped_release>());
 }
 

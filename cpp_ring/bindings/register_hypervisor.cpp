@@ -1,4 +1,5 @@
 #include "bindings.hpp"
+#include "event_echo.hpp"
 #include "grant_address.hpp"
 #include "local_hypervisor.hpp"
 #ifdef CPP_RING_XEN
@@ -84,7 +85,21 @@ void register_hypervisor(py::module_& module) {
         .def(
             "notify", [](HeldChannels& self, Port port) { self.channels->notify(port); }, py::arg("port"))
         .def("pending", [](HeldChannels& self) { return self.channels->pending(); })
-        .def("unmask", [](HeldChannels& self, Port port) { self.channels->unmask(port); }, py::arg("port"));
+        .def(
+            "unmask", [](HeldChannels& self, Port port) { self.channels->unmask(port); }, py::arg("port"))
+        .def(
+            "echo",
+            [](HeldChannels& self, Port port, std::uint64_t count, double patience) {
+                return echo_events(*self.channels, port, count, as_duration(patience));
+            },
+            py::arg("port"), py::arg("count"), py::arg("patience") = 1.0, py::call_guard<py::gil_scoped_release>())
+        .def(
+            "measure",
+            [](HeldChannels& self, Port port, std::uint64_t count, LatencyRecorder& recorder, double patience) {
+                return measure_events(*self.channels, port, count, recorder, as_duration(patience));
+            },
+            py::arg("port"), py::arg("count"), py::arg("recorder"), py::arg("patience") = 1.0,
+            py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace cpp_ring::bindings

@@ -33,6 +33,7 @@ std::unique_ptr<LatencyRecorder> from_bytes(const py::bytes& raw) {
 }  // namespace
 
 void register_latency(py::module_& module) {
+    module.def("clock_ns", [] { return static_cast<std::uint64_t>(static_cast<double>(ticks()) / ticks_per_ns()); });
     py::class_<LatencyRecorder>(module, "LatencyRecorder")
         .def(py::init<>())
         .def("record", &LatencyRecorder::record, py::arg("nanoseconds"))

@@ -103,6 +103,24 @@ bool Frontend::wait_event(Clock::duration timeout) {
     }
 }
 
+ExchangeResult Frontend::spin_exchange(std::uint8_t msg_id, std::span<const std::byte> payload) {
+    static const std::uint64_t longest = ticks_of_us(2e6);
+    const std::uint64_t start = ticks();
+    build(msg_id, payload);
+    if (ring_.publish(request_)) channels_->notify(port_);
+    Poll got = Poll::nothing;
+    for (std::uint64_t spins = 0; (got = ring_.poll(answer_, error_)) == Poll::nothing; ++spins) {
+        if (spins % 1024 != 1023) continue;
+        if (!ring_.backend_alive()) return ExchangeResult::peer_dead;
+        if (ticks() - start > longest) {
+            owed_ = true;
+            ring_.new_epoch();
+            return ExchangeResult::timeout;
+        }
+    }
+    return got == Poll::message && answer_matches() ? ExchangeResult::ok : ExchangeResult::lied;
+}
+
 ExchangeResult Frontend::measure(std::uint8_t msg_id, std::span<const std::byte> payload, std::uint64_t count,
                                  bool idle, LatencyRecorder& recorder) {
     constexpr auto fall_asleep = std::chrono::seconds(2);
@@ -118,21 +136,25 @@ ExchangeResult Frontend::measure(std::uint8_t msg_id, std::span<const std::byte>
             while (ticks() < settled) cpu_relax();
         }
         const std::uint64_t start = ticks();
-        build(msg_id, payload);
-        if (ring_.publish(request_)) channels_->notify(port_);
-        Poll got = Poll::nothing;
-        for (std::uint64_t spins = 0; (got = ring_.poll(answer_, error_)) == Poll::nothing; ++spins) {
-            if (spins % 1024 != 1023) continue;
-            if (!ring_.backend_alive()) return ExchangeResult::peer_dead;
-            if (static_cast<double>(ticks() - start) * ns > 2e9) {
-                owed_ = true;
-                ring_.new_epoch();
-                return ExchangeResult::timeout;
-            }
-        }
+        const ExchangeResult result = spin_exchange(msg_id, payload);
         const std::uint64_t end = ticks();
-        if (got == Poll::error || !answer_matches()) return ExchangeResult::lied;
+        if (result != ExchangeResult::ok) return result;
         recorder.record(static_cast<std::uint64_t>(static_cast<double>(end - start) * ns));
+    }
+    return ExchangeResult::ok;
+}
+
+ExchangeResult Frontend::measure_burst(std::span<const Request> requests, std::uint64_t count,
+                                       LatencyRecorder& recorder) {
+    const double ns = 1.0 / ticks_per_ns();
+    if (error_ || owed_ || !open_) return ExchangeResult::lied;
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const std::uint64_t start = ticks();
+        for (const Request& request : requests)
+            if (const ExchangeResult result = spin_exchange(request.msg_id, request.payload);
+                result != ExchangeResult::ok)
+                return result;
+        recorder.record(static_cast<std::uint64_t>(static_cast<double>(ticks() - start) * ns));
     }
     return ExchangeResult::ok;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "clock.hpp"
 #include "config_ring.hpp"
@@ -55,9 +56,20 @@ class Frontend {
     [[nodiscard]] ExchangeResult measure(std::uint8_t msg_id, std::span<const std::byte> payload, std::uint64_t count,
                                          bool idle, LatencyRecorder& recorder);
 
+    // One request of a burst; the payload fits a message.
+    struct Request {
+        std::uint8_t msg_id;
+        std::vector<std::byte> payload;
+    };
+    // As measure(), for `requests` one right after the other, each burst recorded as a whole.
+    [[nodiscard]] ExchangeResult measure_burst(std::span<const Request> requests, std::uint64_t count,
+                                               LatencyRecorder& recorder);
+
     void close() noexcept;
 
   private:
+    // One exchange that only spins, for two seconds at most.
+    [[nodiscard]] ExchangeResult spin_exchange(std::uint8_t msg_id, std::span<const std::byte> payload);
     [[nodiscard]] ExchangeResult await(Clock::duration timeout);
     [[nodiscard]] ExchangeResult settle(Clock::duration timeout);
     void build(std::uint8_t msg_id, std::span<const std::byte> payload) noexcept;

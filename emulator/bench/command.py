@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from emulator.bench import run, xen_run
 from emulator.bench.rows import LIMIT, Row, human, targets
-from emulator.bench.run import machine_line, run
+from emulator.bench.run import Result
+from emulator.commands import options
 from emulator.demo.interrupts import Interrupts
 from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestFailed
+from emulator.machine import LAST_DOMID, HypervisorName, parse_hypervisor
 
 
 def _writable(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
@@ -36,11 +40,33 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path | N
     return _writable(context, parameter, value)
 
 
+def _words(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no command: {error}") from error
+    if not words:
+        raise ValueError("the command is empty")
+    return words
+
+
+LOCAL_COUNT = 200_000
+XEN_COUNT = 20_000
+"""Smaller: there may be a hundred times slower machines below."""
 PICTURES = (".svg", ".png", ".pdf")
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
 @click.command("bench")
+@options.hypervisor
+@click.option("--domid", type=click.IntRange(1, LAST_DOMID), help="On Xen: the domain of the frontend half.")
+@click.option(
+    "--guest",
+    metavar="COMMAND",
+    callback=options.converted(_words),
+    help="On Xen: starts `python3 -m guest agent` in that domain, with its standard input and output here; such as "
+    "'ssh domu python3 -m guest agent'.",
+)
 @click.option("--json", "json_path", type=_FILE, callback=_writable, metavar="FILE", help="Write the rows as JSON.")
 @click.option(
     "--plot", "plot_path", type=_FILE, callback=_picture, metavar="FILE.svg", help="Write the latency CDF of each row."
@@ -48,35 +74,61 @@ _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 @click.option(
     "--count",
     type=click.IntRange(1000, 100_000_000),
-    default=200_000,
-    show_default=True,
     help="Samples of each fast row; slow rows take fewer.",
+    show_default=f"{LOCAL_COUNT}, on Xen {XEN_COUNT}",
 )
-def command(json_path: Path | None, plot_path: Path | None, count: int) -> ExitCode:
+def command(
+    hypervisor: HypervisorName | None,
+    domid: int | None,
+    guest: list[str] | None,
+    json_path: Path | None,
+    plot_path: Path | None,
+    count: int | None,
+) -> ExitCode:
     """Measure round trips of the config ring, the machine's limit, and what one would use instead.
 
-    The two sides of each row run in two processes on two cores; rows take turns in ten rounds. Nothing else should
-    run meanwhile. Figures are nanoseconds from request to answer, but for memory.
+    The two sides of each row run in two processes on two cores, on Xen in two domains; rows take turns in ten rounds.
+    Nothing else should run meanwhile. Figures are nanoseconds from request to answer, but for memory. Without Xen it
+    needs nothing: it makes a local machine of its own.
     """
+    measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, count)
     if plot_path is not None:
         _require_matplotlib()
     console = Console()
     try:
         with Interrupts(), _progress(console) as progress:
-            rows = run(count, progress)
+            result = measure(progress)
     except (GuestFailed, RuntimeError, OSError) as error:
         raise Failure(ExitCode.INTERNAL, f"the bench failed: {error}") from error
-    machine = machine_line()
-    print_table(console, rows, machine)
+    print_table(console, result.rows, result.machine)
     if json_path is not None:
-        limit = rows[LIMIT]
-        result = {"machine": machine, "rows": [row.as_json(limit) for row in rows.values()]}
-        json_path.write_text(json.dumps(result, indent=1) + "\n")
+        limit = result.rows[LIMIT]
+        rows = [row.as_json(limit) for row in result.rows.values()]
+        json_path.write_text(json.dumps({"machine": result.machine, "rows": rows}, indent=1) + "\n")
     if plot_path is not None:
         from emulator.bench.plot import plot
 
-        plot(rows.values(), plot_path)
+        plot(result.rows.values(), plot_path)
     return ExitCode.OK
+
+
+def _measure(
+    kind: str, domid: int | None, guest: list[str] | None, count: int | None
+) -> Callable[[Callable[[float, str], None]], Result]:
+    """What is to be run. Raises UsageError."""
+    if kind == "local":
+        if domid is not None or guest is not None:
+            raise click.UsageError("--domid and --guest are for --hypervisor xen; a local bench makes its own domains")
+        return lambda progress: run.run(count or LOCAL_COUNT, progress)
+    if domid is None:
+        raise click.UsageError(
+            "on Xen --domid N says in which domain the frontend half is; --hypervisor local needs none"
+        )
+    if guest is None:
+        raise click.UsageError(
+            "on Xen --guest COMMAND starts the frontend half, such as --guest 'ssh domu python3 -m guest agent'"
+        )
+    return lambda progress: xen_run.run(domid, guest, count or XEN_COUNT, progress)
 
 
 def print_table(console: Console, rows: dict[str, Row], machine: dict[str, str | int]) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Protocol
 
@@ -32,7 +33,7 @@ _fork = multiprocessing.get_context("fork")
 
 
 @contextlib.contextmanager
-def _server(cpu: int, serve: Callable[[Connection], None]) -> Iterator[Connection]:
+def serving(cpu: int, serve: Callable[[Connection], None]) -> Iterator[Connection]:
     """Runs `serve` in a process of its own until the parent's end of the pipe is closed."""
     ours, theirs = _fork.Pipe()
 
@@ -75,8 +76,7 @@ class _PingPongPeer:
 @contextlib.contextmanager
 def ping_pong(cpu: int, asleep: bool) -> Iterator[Peer]:
     """`limit.cache-line`, or with `asleep` `peer.eventfd`: the caller spins, the server is woken for each."""
-    memory = os.memfd_create("virtio-dm-bench", os.MFD_CLOEXEC)
-    os.ftruncate(memory, 4096)
+    memory = mmap(-1, 4096)  # shared with the children
     eventfd = os.eventfd(0, os.EFD_CLOEXEC) if asleep else -1
 
     def serve(control: Connection) -> None:
@@ -85,10 +85,9 @@ def ping_pong(cpu: int, asleep: bool) -> Iterator[Peer]:
             words.serve(control.recv(), eventfd)
 
     try:
-        with _server(cpu, serve) as control:
+        with serving(cpu, serve) as control:
             yield _PingPongPeer(control, PingPong(memory), eventfd)
     finally:
-        os.close(memory)
         if asleep:
             os.close(eventfd)
 
@@ -120,7 +119,7 @@ def unix_socket(cpu: int) -> Iterator[Peer]:
         while data := server.recv(4096):
             server.send(data)
 
-    with client, _server(cpu, serve):
+    with client, serving(cpu, serve):
         server.close()
         client.settimeout(2)
         yield _EchoPeer(client.send, lambda: client.recv(4096))
@@ -135,5 +134,5 @@ def pipe(cpu: int) -> Iterator[Peer]:
         while True:
             control.send_bytes(control.recv_bytes())
 
-    with _server(cpu, serve) as control:
+    with serving(cpu, serve) as control:
         yield _EchoPeer(control.send_bytes, control.recv_bytes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from typing import Any
 from cpp_ring import LatencyRecorder, pin_thread
 from emulator.bench import device, peers, vhost_user
 from emulator.bench.rows import LIMIT, Row
-from emulator.bench.site import Site, measure_pss, measure_start, open_site
+from emulator.bench.site import Site, create_domains, measure_pss, measure_start, open_site
+from emulator.guest_process import GuestProcess, decoded
 
 ROUNDS = 10
 DISK_BYTES = 8 << 20
 BENCH_DOMAIN, START_DOMAIN, PSS_DOMAINS = 1, 2, range(3, 13)
-BENCH_DEVICE, BLK_DEVICE = 0, 1
 
 Measure = Callable[[int, LatencyRecorder], None]
 
@@ -32,7 +34,15 @@ class Measured:
     measure: Measure
 
 
-def machine_line() -> dict[str, str | int]:
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run: what its figures depend on, and the rows by name."""
+
+    machine: dict[str, str | int]
+    rows: dict[str, Row]
+
+
+def machine_line(hypervisor: str) -> dict[str, str | int]:
     """What the figures of a run depend on."""
     model = "unknown"
     with contextlib.suppress(OSError):
@@ -46,11 +56,11 @@ def machine_line() -> dict[str, str | int]:
         "arch": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "hypervisor": "local",
+        "hypervisor": hypervisor,
     }
 
 
-def run(count: int, progress: Callable[[float, str], None]) -> dict[str, Row]:
+def run(count: int, progress: Callable[[float, str], None]) -> Result:
     """Measures every row; the fast ones take `count` samples. `progress` gets the share done and what comes next.
 
     Raises OSError, RuntimeError, TimeoutError, GuestFailed, Failure.
@@ -64,24 +74,36 @@ def run(count: int, progress: Callable[[float, str], None]) -> dict[str, Row]:
         pin_thread(client)
         site = stack.enter_context(open_site(server, client))
         table = list(_measured(site, stack))
-        for turn in range(ROUNDS):
-            for number, entry in enumerate(table):
-                progress(0.8 * (turn + number / len(table)) / ROUNDS, entry.row.name)
-                entry.measure(max(1, count // entry.divisor // ROUNDS), entry.row.recorder)
+        take_turns(table, count, progress)
         rows = {entry.row.name: entry.row for entry in table}
         start, pss = Row("emulator.start"), Row("emulator.pss", "bytes")
         progress(0.8, start.name)
         measure_start(site, START_DOMAIN, 10, start.recorder)
         progress(0.9, pss.name)
+        create_domains(PSS_DOMAINS)
         measure_pss(site, PSS_DOMAINS, pss.recorder)
-        return rows | {start.name: start, pss.name: pss}
+        return Result(machine_line("local"), rows | {start.name: start, pss.name: pss})
+
+
+def take_turns(
+    table: Sequence[Measured], count: int, progress: Callable[[float, str], None], budget: float = math.inf
+) -> None:
+    """Measures every row in turn, in rounds: four fifths of a run. No round is begun after `budget` seconds."""
+    deadline = time.monotonic() + budget
+    for turn in range(ROUNDS):
+        for number, entry in enumerate(table):
+            progress(0.8 * (turn + number / len(table)) / ROUNDS, entry.row.name)
+            entry.measure(max(1, count // entry.divisor // ROUNDS), entry.row.recorder)
+        if time.monotonic() > deadline:
+            break
 
 
 def _measured(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
     server = site.server_cpu
     limit = stack.enter_context(peers.ping_pong(server, asleep=False))
     yield Measured(Row(LIMIT), 1, limit.measure)
-    yield from _config_rows(site, stack)
+    guest = stack.enter_context(site.guest(BENCH_DOMAIN))
+    yield from config_rows(site, BENCH_DOMAIN, guest, stack)
     eventfd = stack.enter_context(peers.ping_pong(server, asleep=True))
     yield Measured(Row("peer.eventfd"), 100, eventfd.measure)
     yield Measured(Row("peer.unix-socket"), 40, stack.enter_context(peers.unix_socket(server)).measure)
@@ -90,25 +112,30 @@ def _measured(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
         yield Measured(Row("peer.vhost-user"), 40, stack.enter_context(vhost_user.vhost_user(server)).measure)
 
 
-def _config_rows(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
+def config_rows(site: Site, domid: int, guest: GuestProcess, stack: contextlib.ExitStack) -> Iterator[Measured]:
+    """The rows of an emulator, which `stack` ends, and of a guest, which has no device yet."""
     disk = site.directory / "disk.img"
     disk.write_bytes(os.urandom(DISK_BYTES))
-    site.attach(BENCH_DOMAIN, f"{Path(device.__file__).resolve()}:Bench")
-    site.attach(BENCH_DOMAIN, f"blk,path={disk}")
-    process = stack.enter_context(site.emulator(BENCH_DOMAIN))
-    site.await_backend(process, BENCH_DOMAIN, BLK_DEVICE)
-    guest = stack.enter_context(site.guest(BENCH_DOMAIN))
-    guest.request("connect", dev=BENCH_DEVICE)
-    guest.request("connect", dev=BLK_DEVICE)
+    plain_device = site.attach(domid, f"{Path(device.__file__).resolve()}:Bench")
+    blk = site.attach(domid, f"blk,path={disk}")
+    process = stack.enter_context(site.emulator(domid))
+    for devid in (plain_device, blk):
+        site.await_backend(process, domid, devid)
+        guest.request("connect", dev=devid)
+        stack.callback(guest.close_device, devid)
 
-    def row(name: str, divisor: int, op: str, dev: int = BENCH_DEVICE, **parameters: Any) -> Measured:
+    def row(name: str, divisor: int, op: str, dev: int = plain_device, **parameters: Any) -> Measured:
+        entry = Row(name)
+
         def measure(count: int, recorder: LatencyRecorder) -> None:
             # Awake first: the backend's spin budget may have passed since its last turn.
             if "idle" not in parameters:
                 guest.request(op, dev=dev, count=min(count, 10), **parameters)
-            recorder.merge(guest.measure(op, dev=dev, count=count, **parameters))
+            answer = guest.request(op, dev=dev, count=count, **parameters)
+            entry.accesses = answer.get("accesses", 1)
+            recorder.merge(decoded(answer))
 
-        return Measured(Row(name), divisor, measure)
+        return Measured(entry, divisor, measure)
 
     plain = {"offset": device.PLAIN_OFFSET, "size": 4}
     yield row("config.get", 1, "measure_config_get", **plain)
@@ -116,5 +143,8 @@ def _config_rows(site: Site, stack: contextlib.ExitStack) -> Iterator[Measured]:
     yield row("config.set.python", 2, "measure_config_set", offset=device.SET_OFFSET, data="01000000")
     yield row("config.get.python", 2, "measure_config_get", offset=device.COMPUTED_OFFSET, size=4)
     yield row("config.get.asleep", 100, "measure_config_get", **plain, idle=True)
-    yield row("probe.blk", 1000, "measure_probe", dev=BLK_DEVICE)
-    yield row("blk.read.4k", 20, "measure_blk_read", dev=BLK_DEVICE)
+    yield row("probe.blk", 1000, "measure_probe", dev=blk)
+    if site.machine.name.kind == "xen":
+        yield row("probe.blk.burst", 1000, "measure_burst", dev=blk)
+        yield row("probe.blk.reads", 20, "measure_burst", dev=blk, reads=True)
+    yield row("blk.read.4k", 20, "measure_blk_read", dev=blk)

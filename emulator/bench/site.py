@@ -1,4 +1,4 @@
-"""Where the bench runs: a local machine of its own in a temporary directory, its backends on a core of their own."""
+"""Where the bench runs: a machine, its backends on a core of their own; here a local one in a temporary directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cpp_ring import LatencyRecorder
@@ -27,24 +27,44 @@ HYPERVISOR = f"local:{MACHINE}"
 
 
 class Site:
-    """A local machine with one core for backends and one for everything that waits for them."""
+    """A machine with one core for backends and one for everything that waits for them."""
 
-    def __init__(self, machine: Machine, store: Store, directory: Path, server_cpu: int, client_cpu: int) -> None:
-        self._machine = machine
-        self._store = store
+    def __init__(
+        self,
+        machine: Machine,
+        store: Store,
+        directory: Path,
+        server_cpu: int,
+        client_cpu: int,
+        guest_command: Sequence[str] | None = None,
+    ) -> None:
+        """`client_cpu`: of the guest's own CPUs. `guest_command`: see GuestProcess."""
+        self.machine = machine
+        self.store = store
+        self.guest_command = guest_command
         self.directory = directory
         self.server_cpu = server_cpu
         self.client_cpu = client_cpu
 
     def attach(self, domid: int, spec: str) -> int:
-        return toolstack.attach(self._store, self._machine.backend, domid, parse(spec))
+        return toolstack.attach(self.store, self.machine.backend, domid, parse(spec))
 
     @contextlib.contextmanager
     def emulator(self, domid: int) -> Iterator[subprocess.Popen[bytes]]:
         """A running `virtio-dm run` for the domain; terminated at the end."""
         with self._log(domid).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "emulator", "run", "--domid", str(domid), "--hypervisor", HYPERVISOR],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "emulator",
+                    "run",
+                    "--domid",
+                    str(domid),
+                    "--hypervisor",
+                    str(self.machine.name),
+                ],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 preexec_fn=die_with_parent(),
@@ -65,13 +85,13 @@ class Site:
         return self.directory / f"emulator-{domid}.log"
 
     def guest(self, domid: int) -> GuestProcess:
-        return GuestProcess(HYPERVISOR, domid, cpu=self.client_cpu)
+        return GuestProcess(str(self.machine.name), domid, cpu=self.client_cpu, command=self.guest_command)
 
     def await_backend(self, process: subprocess.Popen[bytes], domid: int, devid: int) -> None:
         """Returns once the emulator offers the device. Raises TimeoutError."""
-        path = backend_dir(self._machine.backend, domid, devid) + "/state"
+        path = backend_dir(self.machine.backend, domid, devid) + "/state"
         deadline = time.monotonic() + START_SECONDS
-        while self._store.read_optional(path) != str(int(State.INIT_WAIT)):
+        while self.store.read_optional(path) != str(int(State.INIT_WAIT)):
             if process.poll() is not None:
                 said = self._log(domid).read_text().strip().rpartition("\n")[2]
                 raise RuntimeError(f"the emulator of domain {domid} ended with code {process.returncode}: {said}")
@@ -124,8 +144,8 @@ def _broker() -> Iterator[None]:
 def measure_start(site: Site, domid: int, count: int, recorder: LatencyRecorder) -> None:
     """From the start of the emulator's process to the end of a guest's first probe, `count` times."""
     devid = site.attach(domid, "rng")
-    for _ in range(count):
-        with site.guest(domid) as guest:
+    with site.guest(domid) as guest:
+        for _ in range(count):
             start = time.perf_counter_ns()
             with site.emulator(domid) as process:
                 site.await_backend(process, domid, devid)
@@ -134,13 +154,18 @@ def measure_start(site: Site, domid: int, count: int, recorder: LatencyRecorder)
                 guest.request("close", dev=devid)
 
 
-def measure_pss(site: Site, domids: range, recorder: LatencyRecorder) -> None:
+def create_domains(domids: Iterable[int]) -> None:
+    """Those of the local machine that are not there."""
+    for domid in domids:
+        if domid not in local.domains(MACHINE):
+            local.create_domain(MACHINE, domid)
+
+
+def measure_pss(site: Site, domids: Iterable[int], recorder: LatencyRecorder) -> None:
     """Proportional set size in bytes of each emulator, all of `domids` running at once with an entropy device."""
     with contextlib.ExitStack() as running:
         processes = []
         for domid in domids:
-            if domid not in local.domains(MACHINE):
-                local.create_domain(MACHINE, domid)
             devid = site.attach(domid, "rng")
             process = running.enter_context(site.emulator(domid))
             processes.append((process, domid, devid))

@@ -2,43 +2,46 @@
 #include <doctest/doctest.h>
 
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 
+#include <array>
+#include <stdexcept>
 #include <thread>
 
-#include "errors.hpp"
 #include "file_descriptor.hpp"
-#include "hypervisor.hpp"
 #include "ping_pong.hpp"
 #include "shared.hpp"
 
 namespace cpp_ring::test {
 namespace {
 
-FileDescriptor make_page() {
-    FileDescriptor page(::memfd_create("ping-pong", MFD_CLOEXEC));
-    REQUIRE(::ftruncate(page.get(), page_size) == 0);
-    return page;
-}
+struct Memory {
+    alignas(64) std::array<std::byte, 128> bytes{};
+};
 
 }  // namespace
 
-TEST_CASE("ping-pong: what is not a memfd is a host error") { CHECK_THROWS_AS(PingPong(-1), HostError); }
+TEST_CASE("ping-pong: memory without room for two cache lines is refused") {
+    Memory memory;
+    CHECK_THROWS_AS(PingPong(std::span(memory.bytes).first(127)), std::invalid_argument);
+    CHECK_THROWS_AS(PingPong(std::span(memory.bytes).subspan(8)), std::invalid_argument);
+    CHECK_NOTHROW(PingPong(memory.bytes));
+}
 
-TEST_CASE("ping-pong: a silent peer is not waited for longer than a second or so") {
-    const FileDescriptor page = make_page();
-    PingPong alone(page.get());
+TEST_CASE("ping-pong: a silent peer is not waited for longer than patience lasts") {
+    Memory memory;
+    PingPong alone(memory.bytes, std::chrono::milliseconds(10));
     LatencyRecorder recorder;
     CHECK(!alone.measure(1, recorder, -1, 0));
+    CHECK(!alone.serve(1, -1));
     CHECK(recorder.count() == 0);
 }
 
 TEST_SUITE("threads") {
     TEST_CASE("ping-pong: every round trip is counted, spinning and asleep, in more than one run") {
-        const FileDescriptor page = make_page();
+        Memory memory;
         const FileDescriptor event(::eventfd(0, EFD_CLOEXEC));
-        PingPong client(page.get());
-        PingPong server(page.get());
+        PingPong client(memory.bytes);
+        PingPong server(memory.bytes);
         for (const int fd : {-1, event.get(), -1}) {
             LatencyRecorder recorder;
             Atomic<bool> served{false};

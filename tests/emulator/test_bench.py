@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from mmap import mmap
 from pathlib import Path
 
 import pytest
 
-from cpp_ring import LatencyRecorder
+from cpp_ring import LatencyRecorder, PingPong, xen
 from emulator.bench import vhost_user
 from emulator.bench.plot import plot
 from emulator.bench.rows import LIMIT, Row, human, targets
+from emulator.exit_codes import ExitCode
+from emulator.guest_process import GuestFailed, GuestProcess
 
 ROWS = {
     LIMIT,
@@ -72,12 +77,57 @@ def test_a_run_gives_every_row_as_table_json_and_plot(tmp_path: Path) -> None:
         (("--count", "10"), "count"),
         (("--json", "/no/such/directory/b.json"), "no directory '/no/such/directory'"),
         (("--plot", "/no/such/directory/b.svg"), "no directory '/no/such/directory'"),
+        (("--hypervisor", "xen"), "--domid N"),
+        (("--hypervisor", "xen", "--domid", "3"), "--guest 'ssh domu python3 -m guest agent'"),
+        (("--hypervisor", "xen", "--domid", "3", "--guest", " "), "the command is empty"),
+        (("--hypervisor", "xen", "--domid", "3", "--guest", "ssh 'domu"), "is no command"),
+        (("--hypervisor", "xen", "--domid", "0", "--guest", "ssh domu"), "domid"),
+        (("--hypervisor", "local", "--domid", "3"), "--domid and --guest are for --hypervisor xen"),
+        (("--hypervisor", "local", "--guest", "ssh domu"), "--domid and --guest are for --hypervisor xen"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_measured(arguments: tuple[str, ...], says: str) -> None:
     done = bench(*arguments)
     assert done.returncode == 2
     assert says in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.skipif(xen.store_path() is not None, reason="this is a Xen host")
+def test_a_bench_on_xen_without_xen_says_so_in_one_line() -> None:
+    done = bench("--hypervisor", "xen", "--domid", "3", "--guest", "ssh domu")
+    assert done.returncode == ExitCode.NO_HYPERVISOR
+    assert re.fullmatch(r"virtio-dm: no Xen here: [^\n]*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["/no/such/command"], "No such file"),
+        (["sh", "-c", "exit 3"], "the guest ended"),
+        (["sh", "-c", "echo welcome; cat >/dev/null"], "is no answer of a guest"),
+    ],
+)
+def test_a_command_that_starts_no_guest_is_said(command: list[str], says: str) -> None:
+    with pytest.raises((GuestFailed, OSError), match=says), GuestProcess("xen", 1, command=command) as guest:
+        guest.request("about")
+
+
+def test_a_page_of_memory_that_two_sides_see_is_measured() -> None:
+    memory = mmap(-1, 4096)
+    here, there = PingPong(memory), PingPong(memoryview(memory))
+    recorder = LatencyRecorder()
+    served: list[bool] = []
+    server = threading.Thread(target=lambda: served.append(there.serve(100)))
+    server.start()
+    measured = here.measure(100, recorder)
+    server.join()
+    assert (measured, served, recorder.count) == (True, [True], 100)
+
+
+@pytest.mark.parametrize("memory", [bytearray(127), memoryview(bytearray(4097))[1:1]])
+def test_memory_too_small_for_a_ping_pong_is_refused(memory: bytearray | memoryview) -> None:
+    with pytest.raises(ValueError, match="two cache lines"):
+        PingPong(memory)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +169,29 @@ def test_targets_are_judged_by_p50_and_left_out_when_a_row_is_missing() -> None:
         "peer.unix-socket": False,
         "emulator.start,": True,
         "emulator.pss,": True,
+    }
+
+
+def test_targets_on_xen_are_those_of_its_own_peers() -> None:
+    probe = row("probe.blk", 40_000)
+    probe.accesses = 20
+    rows = {
+        entry.name: entry
+        for entry in (
+            row(LIMIT, 100),
+            row("config.get", 150),
+            row("config.get.asleep", 60_000),
+            probe,
+            row("peer.evtchn", 80_000),
+            row("peer.xenvchan.awake", 2900),
+            row("peer.xenvchan.asleep", 130_000),
+        )
+    }
+    assert {target.text: target.met for target in targets(rows)} == {
+        f"config.get / {LIMIT}": True,
+        "config.get / peer.xenvchan.awake": False,
+        "config.get.asleep / peer.xenvchan.asleep": True,
+        "probe.blk / (20 accesses x config.get)": False,
     }
 
 

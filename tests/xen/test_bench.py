@@ -1,0 +1,101 @@
+"""The bench between dom0 and a domU measures what it says, in the format that is promised. No figure is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emulator.bench.rows import LIMIT
+from emulator.exit_codes import ExitCode
+from tests.xen.domu import Domu
+
+ROWS = {
+    LIMIT,
+    "config.get",
+    "config.get.256",
+    "config.set.python",
+    "config.get.python",
+    "config.get.asleep",
+    "probe.blk",
+    "probe.blk.burst",
+    "probe.blk.reads",
+    "blk.read.4k",
+    "emulator.start",
+    "emulator.pss",
+    "peer.evtchn",
+    "peer.xenvchan.awake",
+    "peer.xenvchan.asleep",
+}
+
+
+@pytest.fixture(scope="module")
+def domu() -> Iterator[Domu]:
+    with Domu("pv") as started:
+        started.disconnect()  # the bench has the connection to itself
+        yield started
+
+
+def bench(domid: int, guest: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "emulator", "bench", "--hypervisor", "xen", "--domid", str(domid)]
+    return subprocess.run(
+        [*command, "--guest", guest, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"COLUMNS": "150"},
+    )
+
+
+def relay(domid: int) -> str:
+    return f"{sys.executable} -m tests.xen.relay {domid}"
+
+
+def test_a_run_gives_every_row_as_table_and_json_and_leaves_nothing(domu: Domu, tmp_path: Path) -> None:
+    done = bench(domu.domid, relay(domu.domid), "--count", "1000", "--json", str(tmp_path / "b.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert {entry["name"] for entry in result["rows"]} == ROWS
+    assert result["machine"]["hypervisor"] == "xen"
+    assert result["machine"]["guest"] == "pv"
+    for entry in result["rows"]:
+        assert set(entry) == {"name", "unit", "count", "min", "p50", "p99", "p99.9", "ratio"}
+        assert entry["count"] >= 1
+        assert 0 < entry["min"] <= entry["p50"] <= entry["p99"] <= entry["p99.9"]
+        assert entry["name"] in done.stdout
+    assert "config.get / peer.xenvchan.awake" in done.stdout
+    left = subprocess.run(
+        ["xenstore-list", f"/local/domain/0/backend/virtio-msg/{domu.domid}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert left.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("guest", "code", "says"),
+    [
+        ("/no/such/command", ExitCode.MISSING_FILE, "there is no command '/no/such/command'"),
+        ("sh -c 'exit 3'", ExitCode.TIMED_OUT, "try --guest by hand"),
+        (f"{sys.executable} -m guest agent", ExitCode.USAGE, "starts a guest in domain 0"),
+    ],
+)
+def test_a_command_that_is_no_guest_of_the_domain_is_said(domu: Domu, guest: str, code: ExitCode, says: str) -> None:
+    done = bench(domu.domid, guest)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert done.stderr.startswith("virtio-dm: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_domain_that_is_not_there_is_said(domu: Domu) -> None:
+    done = bench(30000, relay(domu.domid))
+    assert done.returncode == ExitCode.NO_DOMAIN, done.stderr
+    assert "no domain 30000" in done.stderr
