@@ -18,11 +18,10 @@ def machine_directory(name: str = DEFAULT_MACHINE) -> Path:
         raise ValueError(
             f"machine name {name!r}: up to 32 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
         )
-    return runtime_directory() / name
+    return _runtime_directory() / name
 
 
-def runtime_directory() -> Path:
-    """Where everything is that ends with the system: machines, locks."""
+def _runtime_directory() -> Path:
     if base := os.environ.get("VIRTIO_DM_RUNTIME_DIR"):
         return Path(base)
     if base := os.environ.get("XDG_RUNTIME_DIR"):

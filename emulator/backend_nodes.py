@@ -9,7 +9,7 @@ from typing import Final
 
 from cpp_ring.store import Store, StoreError, Transaction
 from emulator.frontend_nodes import PROTOCOL_VERSION, NodeError, read_state
-from emulator.store_paths import State, backend_dir, backends_dir, frontend_dir
+from emulator.store_paths import State, backend_dir, backends_dir, children, frontend_dir
 
 MAX_ERROR_LENGTH: Final = 512
 
@@ -127,6 +127,9 @@ def remove(nodes: Store | Transaction, backend: int, frontend: int, devid: int) 
     """
     _remove(nodes, frontend_dir(frontend, devid), errno.EACCES)
     _remove(nodes, backend_dir(backend, frontend, devid))
+    root = backends_dir(backend, frontend)
+    if not children(nodes, root):
+        _remove(nodes, root)  # else it would stay for each domain there ever was
 
 
 def remove_domain(store: Store, backend: int, frontend: int) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpp_ring import xen
-from cpp_ring.machine import runtime_directory
 from cpp_ring.store import Store, StoreError
 from emulator.exit_codes import ExitCode, Failure
 
@@ -111,7 +110,9 @@ def _xen_machine(name: HypervisorName) -> Machine:
         raise failure from error
     path = xen.store_path()
     assert path is not None  # it was opened a moment ago
-    return Machine(name, runtime_directory() / "xen", path, backend)
+    # Not where a login keeps its files: root's shell and the system's services must see the same locks.
+    locks = Path(os.environ.get("VIRTIO_DM_RUNTIME_DIR") or "/run/virtio-dm") / "xen"
+    return Machine(name, locks, path, backend)
 
 
 def _open_xen(backend: int) -> Hypervisor:
@@ -139,6 +140,14 @@ def is_there(store: Store, domid: int) -> bool:
         if error.errno == errno.EACCES:
             return True
         raise
+
+
+def require_backend(machine: Machine, store: Store, frontend: int) -> None:
+    """Raises Failure unless a domain that is another one, and is there, serves the frontend."""
+    if machine.backend == frontend:
+        raise Failure(ExitCode.USAGE, f"domain {frontend} cannot serve itself: --backend is another one")
+    if machine.elsewhere and machine.backend != 0 and not is_there(store, machine.backend):
+        raise Failure(ExitCode.NO_DOMAIN, f"no domain {machine.backend} on {machine.name}, which --backend names")
 
 
 def require_domain(machine: Machine, store: Store, domid: int) -> None:

@@ -132,7 +132,7 @@ class Emulator:
             systemd.notify("STOPPING=1")
             self._loop.call_later(DRAIN_SECONDS, self._abandon)
         log.info("%s", reason)
-        if self._gone:
+        if self._gone and self._result is not ExitCode.HYPERVISOR_LOST:
             self._xenbus.forget(self._loop.stop)
         else:
             self._xenbus.drain(self._transient, self._loop.stop)

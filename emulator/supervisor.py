@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import emulator
-from cpp_ring.store import Store
+from cpp_ring.store import Store, StoreError
 from emulator import lock, systemd
 from emulator.backend_nodes import remove_domain
 from emulator.child import die_with_parent
@@ -21,6 +21,7 @@ from emulator.loop import EventLoop, Timer
 from emulator.machine import HypervisorName, Machine, is_there, open_machine
 from emulator.process import DRAIN_SECONDS, STOP_SIGNALS
 from emulator.store_paths import all_backends_dir, children
+from emulator.xenbus_device import STORE_GONE
 
 FIRST_DELAY: Final = 0.05
 LONGEST_DELAY: Final = 10.0
@@ -108,7 +109,15 @@ class Supervisor:
         return "/" not in rest or not domid.isdecimal() or int(domid) not in self._children
 
     def _compare(self) -> None:
-        """Starts and stops what the store says."""
+        """Starts and stops what the store says. Raises StoreError only when the store is gone."""
+        try:
+            self._start_and_stop()
+        except StoreError as error:
+            if error.errno in STORE_GONE:
+                raise
+            log.error("the store refused: %s", error)
+
+    def _start_and_stop(self) -> None:
         wanted = {domid for domid in self._domains() if children(self._store, f"{self._root}/{domid}")}
         for domid in wanted - set(self._children):
             self._children[domid] = Child(self, self._loop, domid)

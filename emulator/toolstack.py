@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from cpp_ring.store import Store, Transaction, parse_u32
+from cpp_ring.store import Store, StoreError, Transaction, parse_u32, quote
 from emulator import lock
 from emulator.backend_nodes import remove
 from emulator.exit_codes import ExitCode, Failure
@@ -35,7 +37,8 @@ def attach(store: Store, backend: int, frontend: int, spec: Spec, devid: int | N
         _write_device(nodes, backend, frontend, spec, number)
         return number
 
-    return store.transact(change)
+    with _as_toolstack(backend, frontend):
+        return store.transact(change)
 
 
 def attach_all(store: Store, backend: int, frontend: int, specs: Sequence[Spec]) -> frozenset[int]:
@@ -68,7 +71,22 @@ def attach_all(store: Store, backend: int, frontend: int, specs: Sequence[Spec])
                 transient.add(devid)
         return frozenset(transient)
 
-    return store.transact(change)
+    with _as_toolstack(backend, frontend):
+        return store.transact(change)
+
+
+@contextlib.contextmanager
+def _as_toolstack(backend: int, frontend: int) -> Iterator[None]:
+    """Only dom0 may write where both sides of a device look. Raises Failure in another domain."""
+    try:
+        yield
+    except StoreError as error:
+        if error.errno != errno.EACCES:
+            raise
+        raise Failure(
+            ExitCode.NOT_PERMITTED,
+            f"only dom0 may add devices; there: `virtio-dm attach --backend {backend} {frontend} SPEC`",
+        ) from error
 
 
 def _write_device(nodes: Transaction, backend: int, frontend: int, spec: Spec, devid: int) -> None:
@@ -103,7 +121,7 @@ def await_ready(machine: Machine, store: Store, frontend: int, devid: int) -> bo
         error = store.read_optional(f"{directory}/error")
         if error is not None:
             remove(store, machine.backend, frontend, devid)
-            raise Failure(ExitCode.REFUSED, f"the emulator of domain {frontend} refused: {error}")
+            raise Failure(ExitCode.REFUSED, f"the emulator of domain {frontend} refused: {_shown(error)}")
         if _state(store, directory) not in (State.INITIALISING, State.UNKNOWN):
             return True
         if not (machine.elsewhere or emulator_pid(machine, frontend) or lock.holder(_supervisor_lock(machine))):
@@ -118,6 +136,10 @@ def await_ready(machine: Machine, store: Store, frontend: int, devid: int) -> bo
 def detach(machine: Machine, store: Store, frontend: int, devid: int, wait: bool = True) -> None:
     """Takes a device away; without an emulator at once. Raises Failure, StoreError."""
     directory = backend_dir(machine.backend, frontend, devid)
+
+    if _orphaned(machine, store, frontend, devid):
+        remove(store, machine.backend, frontend, devid)
+        return
 
     def change(nodes: Transaction) -> None:
         _require_device(machine, store, nodes, frontend, devid)
@@ -134,6 +156,9 @@ def detach(machine: Machine, store: Store, frontend: int, devid: int, wait: bool
         if gone or not (machine.elsewhere or emulator_pid(machine, frontend)):
             remove(store, machine.backend, frontend, devid)
             return
+    if machine.elsewhere:  # nobody there answers: dom0 may remove what it made
+        remove(store, machine.backend, frontend, devid)
+        return
     raise Failure(
         ExitCode.TIMED_OUT, f"device {devid} of domain {frontend} does not end: its model is stuck; end its emulator"
     )
@@ -159,7 +184,7 @@ def update(machine: Machine, store: Store, frontend: int, devid: int, options: d
         if store.read_optional(node) is None:
             error = store.read_optional(f"{directory}/error") or ""
             if error.startswith("update "):
-                raise Failure(ExitCode.REFUSED, error.removeprefix("update "))
+                raise Failure(ExitCode.REFUSED, _shown(error.removeprefix("update ")))
             return
     raise Failure(ExitCode.TIMED_OUT, f"device {devid} of domain {frontend} did not answer in {ANSWER_SECONDS:g} s")
 
@@ -196,7 +221,6 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
                 model = parse(spec).model
             except SpecError:
                 model = ""
-            device_id = store.read_optional(f"{directory}/device-id")
             result.append(
                 Entry(
                     domid,
@@ -205,8 +229,8 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
                     spec,
                     _state(store, directory).name.lower(),
                     _state(store, frontend_dir(domid, devid)).name.lower(),
-                    int(device_id) if device_id else None,
-                    store.read_optional(f"{directory}/error"),
+                    _device_id(store.read_optional(f"{directory}/device-id")),
+                    _shown(store.read_optional(f"{directory}/error")),
                     pid,
                 )
             )
@@ -236,6 +260,16 @@ def _looks(store: Store, directory: str, seconds: float) -> Iterator[None]:
         store.unwatch(directory, token)
 
 
+def _orphaned(machine: Machine, store: Store, frontend: int, devid: int) -> bool:
+    """Is the frontend's directory all that is left of a device whose driver domain is gone?"""
+    ours = backend_dir(machine.backend, frontend, devid)
+    return (
+        machine.elsewhere
+        and store.read_optional(f"{ours}/frontend-id") is None
+        and store.read_optional(f"{frontend_dir(frontend, devid)}/backend") == ours
+    )
+
+
 def _require_device(machine: Machine, store: Store, nodes: Store | Transaction, frontend: int, devid: int) -> None:
     """Also of a domain that is gone: what it left can be removed."""
     if nodes.read_optional(f"{backend_dir(machine.backend, frontend, devid)}/frontend-id") is None:
@@ -248,6 +282,21 @@ def _state(store: Store, directory: str) -> State:
         return read_state(store, directory)
     except NodeError:
         return State.UNKNOWN
+
+
+def _device_id(text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_u32(text)
+    except ValueError:
+        return None
+
+
+Text = TypeVar("Text", str, str | None)
+
+
+def _shown(text: Text) -> Text:
+    """A text that a driver domain may have written, for a terminal."""
+    return text if text is None or text.isprintable() else quote(text, 512)[1:-1]
 
 
 def _numbers(store: Store | Transaction, directory: str) -> list[int]:

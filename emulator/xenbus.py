@@ -91,9 +91,11 @@ class Xenbus:
         """The domain is gone: ends all devices, removes what the store has of them, then calls `drained`."""
 
         def last() -> None:
-            with self._guarded():
-                remove_domain(self._store, self._backend, self._frontend)
-            drained()
+            try:
+                with self._guarded():
+                    remove_domain(self._store, self._backend, self._frontend)
+            finally:
+                drained()
 
         self._end_all(lambda device: device.forget, last)
 
@@ -199,5 +201,7 @@ class Xenbus:
         self._looked.pop(device.devid, None)
         if self._drained is None:
             self._look(device.devid)  # it may have been attached again meanwhile
+            if device.orphaned and not self._devices:
+                self._domain_gone()
         elif not self._devices:
             self._drained()

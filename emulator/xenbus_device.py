@@ -76,6 +76,8 @@ class XenbusDevice:
         self._seen_error = (0, 0)
         self._updating = False  # an update is with the thread
         self._remove_at_end = False
+        self.orphaned = False
+        """The frontend's directory is gone: in a driver domain the only sign that its domain is."""
         # A frontend that is Initialised waits for us, unless an emulator before us was connected to what it offers.
         self._found_fresh = self._nodes.state() <= State.INIT_WAIT
         self._spec = self._nodes.read("spec") or ""
@@ -113,6 +115,7 @@ class XenbusDevice:
             self._end()  # the domain's end: the toolstack removed the directory
             return
         if not self._nodes.frontend_exists():
+            self.orphaned = True
             self.forget()
             return
         if self._nodes.read("online") == "0" and self.phase is not Phase.CLOSING:

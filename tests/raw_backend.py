@@ -139,6 +139,7 @@ class RawBackend:
         self.queue_ports: dict[int, int] = {}
         self.answered = 0
         self.connections = 0
+        self._connected_to: str | None = None
         self.held = False
         self.corrupt: Callable[[bytearray], bytes | bytearray | None] = lambda message: message
         """Last word on an answer, header included; None: say nothing."""
@@ -203,7 +204,8 @@ class RawBackend:
 
     def connect(self) -> None:
         """Maps what the frontend offered, writes the header, goes to Connected."""
-        self.fe = self.hypervisor.map(self.frontend, int(self.frontend_node("fe-to-be-ref") or 0), 1, False)
+        self._connected_to = self.frontend_node("fe-to-be-ref")
+        self.fe = self.hypervisor.map(self.frontend, int(self._connected_to or 0), 1, False)
         self.be = self.hypervisor.map(self.frontend, int(self.frontend_node("be-to-fe-ref") or 0), 1)
         self.port = self.events.bind_interdomain(self.frontend, int(self.frontend_node("event-channel") or 0))
         self.answered = 0
@@ -342,7 +344,10 @@ class RawBackend:
                 pass
             self.idle()
             self.store.events()
-            if self.frontend_state() not in (State.INITIALISED, State.CONNECTED):
+            # A frontend that starts over may have passed through Initialising unseen; its pages are others then, since
+            # references that we still map are not given again.
+            offers = self.frontend_node("fe-to-be-ref")
+            if self.frontend_state() not in (State.INITIALISED, State.CONNECTED) or offers != self._connected_to:
                 return
 
     def idle(self) -> None:

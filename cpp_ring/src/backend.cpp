@@ -210,17 +210,22 @@ void Backend::take_batch(std::uint32_t index, std::size_t& count) {
     std::uint64_t bytes = 0;
     for (bool found = true; count < batch_size && bytes < batch_bytes;) {
         if (const GuestError error = queue.ring.pop(batch_[count], found)) {
-            // A queue that lied once is not served further, not even what came before the lie.
-            for (std::size_t i = 0; i < count; ++i) batch_[i].clear();
-            count = 0;
-            needs_reset(error);
+            refuse_batch(error, count);
             return;
         }
-        if (!found) return;
+        if (!found) break;
         tokens_[count] = token(queue, batch_[count].head);
         bytes += batch_[count].readable_bytes + batch_[count].writable_bytes;
         ++count;
     }
+    if (const GuestError error = queue.ring.fetch()) refuse_batch(error, count);
+}
+
+// A queue that lied once is not served further, not even what came before the lie.
+void Backend::refuse_batch(GuestError error, std::size_t& count) {
+    for (std::size_t i = 0; i < count; ++i) batch_[i].clear();
+    count = 0;
+    needs_reset(error);
 }
 
 void Backend::serve_batch(std::uint32_t index, std::size_t count) {
@@ -314,8 +319,11 @@ GuestError Backend::pop(std::uint32_t index, Chain& out, std::uint64_t& chain_to
     found = false;
     if (index >= queues_.size() || !queues_[index].ring.active()) return {};
     Queue& queue = queues_[index];
-    const GuestError error = queue.ring.pop(out, found);
+    GuestError error = queue.ring.pop(out, found);
+    if (!error && found) error = queue.ring.fetch();
     if (error) {
+        out.clear();
+        found = false;
         needs_reset(error);
         return error;
     }

@@ -138,6 +138,7 @@ class Backend final : private DeviceHooks {
     [[nodiscard]] bool poll_queue(std::uint32_t index);
     void serve_batch(std::uint32_t index, std::size_t count);
     void take_batch(std::uint32_t index, std::size_t& count);
+    void refuse_batch(GuestError error, std::size_t& count);
     [[nodiscard]] bool sleep();  // true: there was work
     void serve_host();
     [[nodiscard]] bool arm();

@@ -95,13 +95,13 @@ template <class Mem>
 
 // Fills `out` with the chain that starts at `head` of `table` (limits.queue_size entries). Each descriptor is copied
 // once and only the copy is used. On an error `out` is empty and nothing stays mapped for it. Errors: DESC_HEAD,
-// DESC_NEXT, DESC_CYCLE, DESC_INDIRECT, DESC_LENGTH, DESC_ORDER, and those of GuestMemory::resolve_payload and fetch.
+// DESC_NEXT, DESC_CYCLE, DESC_INDIRECT, DESC_LENGTH, DESC_ORDER, and those of GuestMemory::resolve_payload, which
+// says too when the bytes of a private copy are there.
 template <class Mem = SharedMemory>
 [[nodiscard]] GuestError walk(const Descriptor* table, const WalkLimits& limits, std::uint16_t head,
                               GuestMemory& memory, Chain& out) {
     out.clear();
-    GuestError error = detail::walk_chain<Mem>(table, limits, head, memory, out);
-    if (!error) error = memory.fetch();
+    const GuestError error = detail::walk_chain<Mem>(table, limits, head, memory, out);
     if (error) {
         memory.drop_fetch();
         out.clear();

@@ -10,36 +10,40 @@ struct GuestMemory::Budget {
     explicit Budget(std::size_t pages) : limit(pages) {}
 
     const std::size_t limit;
-    Atomic<std::size_t> used{0};  // only the device's thread adds, so "compare, then add" cannot overshoot
+    // Only the device's thread adds, so "compare, then add" cannot overshoot.
+    Atomic<std::size_t> mapped{0};
+    Atomic<std::size_t> copied{0};
 };
 
 struct GuestMemory::Charged {
     std::shared_ptr<Budget> budget;
+    Atomic<std::size_t> Budget::* account;
     std::size_t pages;
     std::unique_ptr<Mapping> mapping;
 
-    Charged(std::shared_ptr<Budget> owner, std::size_t count, std::unique_ptr<Mapping> mapped)
-        : budget(std::move(owner)), pages(count), mapping(std::move(mapped)) {
-        budget->used += pages;
+    Charged(std::shared_ptr<Budget> owner, Atomic<std::size_t> Budget::* to, std::size_t count,
+            std::unique_ptr<Mapping> mapped)
+        : budget(std::move(owner)), account(to), pages(count), mapping(std::move(mapped)) {
+        (*budget).*account += pages;
     }
     Charged(const Charged&) = delete;
     Charged& operator=(const Charged&) = delete;
     ~Charged() {
         mapping.reset();
-        budget->used -= pages;
+        (*budget).*account -= pages;
     }
 };
 
 GuestMemory::GuestMemory(Hypervisor& hypervisor, DomId frontend, std::size_t budget_pages)
     : hypervisor_(hypervisor), frontend_(frontend), budget_(std::make_shared<Budget>(budget_pages)) {}
 
-std::size_t GuestMemory::mapped_pages() const noexcept { return budget_->used; }
+std::size_t GuestMemory::mapped_pages() const noexcept { return budget_->mapped + budget_->copied; }
 
 GuestError GuestMemory::map(std::uint64_t address, std::uint64_t length, bool writable, std::shared_ptr<Mapping>& keep,
                             std::byte*& data) {
     GrantRange range;
     if (const GuestError error = parse_grant_range(address, length, range)) return error;
-    if (range.pages > budget_->limit - budget_->used) return {VMSG_XEN_MAP_BUDGET, range.pages};
+    if (range.pages > budget_->limit - budget_->mapped) return {VMSG_XEN_MAP_BUDGET, range.pages};
     const auto pages = static_cast<std::size_t>(range.pages);
     std::unique_ptr<Mapping> mapping;
     try {
@@ -48,7 +52,7 @@ GuestError GuestMemory::map(std::uint64_t address, std::uint64_t length, bool wr
         return {VMSG_XEN_GRANT_MAP, range.first};
     }
     data = mapping->bytes().data() + range.offset;
-    const auto charged = std::make_shared<Charged>(budget_, pages, std::move(mapping));
+    const auto charged = std::make_shared<Charged>(budget_, &Budget::mapped, pages, std::move(mapping));
     keep = std::shared_ptr<Mapping>(charged, charged->mapping.get());
     return {};
 }
@@ -86,13 +90,16 @@ namespace {
 // Private bytes in the place of mapped ones.
 class Copy final : public Mapping {
   public:
-    explicit Copy(std::size_t size) : data_(size) {
-        bytes_ = data_;
+    // Zeroes where a device writes: nothing of ours that it claims to have written reaches a guest. Else the bytes of
+    // the guest replace them all, or nobody sees them.
+    Copy(std::size_t size, bool zeroed)
+        : data_(zeroed ? std::make_unique<std::byte[]>(size) : std::make_unique_for_overwrite<std::byte[]>(size)) {
+        bytes_ = {data_.get(), size};
         writable_ = true;
     }
 
   private:
-    std::vector<std::byte> data_;  // zeroes: nothing of ours that a device claims to have written reaches a guest
+    std::unique_ptr<std::byte[]> data_;
 };
 
 }  // namespace
@@ -102,9 +109,10 @@ GuestError GuestMemory::resolve_payload_slow(std::uint64_t address, std::uint32_
     if (find_persistent(address, length, writable, out)) return {};
     GrantRange range;
     if (const GuestError error = parse_grant_range(address, length, range)) return error;
-    if (range.pages > budget_->limit - budget_->used) return {VMSG_XEN_MAP_BUDGET, range.pages};
-    const auto charged =
-        std::make_shared<Charged>(budget_, static_cast<std::size_t>(range.pages), std::make_unique<Copy>(length));
+    if (range.pages > std::min(budget_->limit, most_copied_pages) - budget_->copied)
+        return {VMSG_XEN_MAP_BUDGET, range.pages};
+    const auto charged = std::make_shared<Charged>(budget_, &Budget::copied, static_cast<std::size_t>(range.pages),
+                                                   std::make_unique<Copy>(length, writable));
     std::byte* const data = charged->mapping->bytes().data();
     out = {data, length, std::shared_ptr<Mapping>(charged, charged->mapping.get()), address};
     if (!writable) add(to_fetch_, address, out, length);
@@ -130,8 +138,10 @@ GuestError GuestMemory::carry_out(Copies& copies, CopyDirection direction) {
     std::size_t done = 0;
     try {
         done = hypervisor_.copy(frontend_, copies.pieces, direction);
-    } catch (const HostError&) {
-        done = 0;
+    } catch (const HostError& error) {
+        copies.pieces.clear();
+        copies.keep.clear();
+        return {VMSG_XEN_HOST, static_cast<std::uint64_t>(error.error())};  // no piece was even tried
     }
     const GuestError error =
         done < copies.pieces.size() ? GuestError{VMSG_XEN_GRANT_MAP, copies.pieces[done].ref} : GuestError{};

@@ -22,10 +22,14 @@ struct Segment {
     std::uint64_t copy_of = 0;
 };
 
+// Copies are memory of ours: a device holds 32 MiB of them at most, more than a batch and the longest chain together.
+inline constexpr std::size_t most_copied_pages = 8192;
+
 // One for each connection of a device; used by that device's thread only. Segments may outlive it.
 class GuestMemory {
   public:
-    // At most `budget_pages` pages are mapped at a time; the same page mapped twice counts twice.
+    // At most `budget_pages` pages are mapped at a time; the same page mapped twice counts twice. Copies are counted by
+    // themselves, against the same number or most_copied_pages.
     GuestMemory(Hypervisor& hypervisor, DomId frontend, std::size_t budget_pages);
 
     // Maps [address, address + length) until clear(), all or nothing. Errors: VMSG_XEN_DESC_ADDRESS,
@@ -46,13 +50,14 @@ class GuestMemory {
         if (last_hit_ < persistent_.size() && persistent_[last_hit_].find(address, length, writable, out)) return {};
         return resolve_payload_slow(address, length, writable, out);
     }
-    // Copies what resolve_payload() found readable, in one call of the hypervisor. VMSG_XEN_GRANT_MAP (the reference).
+    // Copies what resolve_payload() found readable, in one call of the hypervisor. VMSG_XEN_GRANT_MAP (the reference),
+    // VMSG_XEN_HOST (errno).
     [[nodiscard]] GuestError fetch();
     // Forgets what waits for fetch(): the request is refused.
     void drop_fetch() noexcept;
     // To be written to the guest by store(): the first `size` bytes of a writable copy.
     void put_back(const Segment& copy, std::uint32_t size);
-    // Copies all that was put back, in one call of the hypervisor. VMSG_XEN_GRANT_MAP (the reference).
+    // Copies all that was put back, in one call of the hypervisor. Errors as fetch().
     [[nodiscard]] GuestError store();
 
     // Drops the persistent mappings and the copies that wait. Pages that a Segment still keeps stay mapped, and

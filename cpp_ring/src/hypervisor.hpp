@@ -95,8 +95,9 @@ class Hypervisor {
     [[nodiscard]] virtual DomId domid() const noexcept = 0;
     [[nodiscard]] virtual std::unique_ptr<EventChannels> open_event_channels() = 0;
 
-    // Backend: maps `count` consecutive references from `first` of `domain`, all or nothing. Throws HostError:
-    // ENOENT no such domain or grant, EACCES granted to another domain or read-only, EINVAL count 0 or too large.
+    // Backend: maps `count` consecutive references from `first` of `domain`, all or nothing. Throws HostError: ENOENT
+    // no such domain or grant, EACCES granted to another domain or read-only (on Xen EINVAL says both), EINVAL count 0
+    // or too large.
     [[nodiscard]] virtual std::unique_ptr<Mapping> map(DomId domain, GrantRef first, std::size_t count,
                                                        bool writable) = 0;
     // The same for one writable page; when the process dies with the page mapped, the byte at `offset` is set to 0 and

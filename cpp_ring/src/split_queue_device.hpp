@@ -75,6 +75,7 @@ class BasicSplitQueueDevice {
     // Unmaps the areas and forgets what was in flight. Segments of chains already popped stay valid until they go.
     void deactivate() noexcept {
         ring_ = SplitRing();
+        heads_.clear();  // and with them the private copies of chains in flight
         for (Segment& area : areas_) area = Segment{};
         memory_ = nullptr;
         limits_ = {};
@@ -94,9 +95,9 @@ class BasicSplitQueueDevice {
         return active() && Mem::load_acquire(ring_.avail_idx) != avail_next_;
     }
 
-    // The next available chain, or found = false. An error leaves the queue as it was and `out` empty; the device needs
-    // a reset. Errors: VMSG_XEN_AVAIL_INDEX (the index ran further ahead than the ring is long), VMSG_XEN_DESC_HEAD,
-    // VMSG_XEN_DESC_IN_FLIGHT, and those of walk().
+    // The next available chain, or found = false. What of it is a private copy has its bytes after fetch(). An error
+    // leaves the queue as it was and `out` empty; the device needs a reset. Errors: VMSG_XEN_AVAIL_INDEX (the index ran
+    // further ahead than the ring is long), VMSG_XEN_DESC_HEAD, VMSG_XEN_DESC_IN_FLIGHT, and those of walk().
     [[nodiscard]] GuestError pop(Chain& out, bool& found) {
         found = false;
         if (avail_seen_ == avail_next_) {
@@ -123,14 +124,20 @@ class BasicSplitQueueDevice {
         taken.done = false;
         // The model lets go of the chain before, or after, it says how much it wrote.
         taken.copies.clear();
-        if (std::any_of(out.writable.begin(), out.writable.end(), [](const Segment& s) { return s.copy_of != 0; }))
-            taken.copies = out.writable;
+        std::uint64_t offset = 0;
+        for (const Segment& segment : out.writable) {
+            if (segment.copy_of != 0) taken.copies.push_back({static_cast<std::uint32_t>(offset), segment});
+            offset += segment.size;  // at most max_chain_bytes
+        }
         if (in_order_) order_[order_back_++ & mask()] = head;
         ++avail_next_;
         ++in_flight_;
         found = true;
         return {};
     }
+
+    // After the pops of a batch, before the chains are looked at. On an error none of them may be.
+    [[nodiscard]] GuestError fetch() { return active() ? memory_->fetch() : GuestError{}; }
 
     // Gives a chain back, `written` bytes of its writable part having been written (from its start). Visible to the
     // driver after publish(); in order: after all chains popped before it were pushed too. VMSG_XEN_MODEL, and nothing
@@ -191,22 +198,25 @@ class BasicSplitQueueDevice {
     }
 
   private:
+    // A writable segment that is not the guest's page, and where in the writable part it begins.
+    struct PrivateCopy {
+        std::uint32_t offset;
+        Segment segment;
+    };
     struct Head {
         std::uint32_t writable_bytes = 0;
         std::uint32_t written = 0;
         bool in_flight = false;
-        bool done = false;            // pushed; in order it may still wait for its turn
-        std::vector<Segment> copies;  // the writable part, if any of it is a private copy
+        bool done = false;  // pushed; in order it may still wait for its turn
+        std::vector<PrivateCopy> copies;
     };
 
     [[nodiscard]] std::uint16_t mask() const noexcept { return static_cast<std::uint16_t>(limits_.queue_size - 1); }
 
     void put_back(Head& head) {
-        std::uint32_t left = head.written;
-        for (const Segment& segment : head.copies) {
-            const std::uint32_t size = std::min(left, segment.size);
-            if (segment.copy_of != 0) memory_->put_back(segment, size);
-            left -= size;
+        for (const PrivateCopy& copy : head.copies) {
+            if (head.written > copy.offset)
+                memory_->put_back(copy.segment, std::min(head.written - copy.offset, copy.segment.size));
         }
         head.copies.clear();
     }

@@ -22,8 +22,8 @@ class SplitQueueDriver {
   public:
     // Lays the three areas, and with VIRTIO_F_INDIRECT_DESC the indirect tables, out in pages_needed() of `pages` from
     // `first_page`, granted writable, and starts at index 0: the device must not be using them. Pages of the arena are
-    // best: an indirect table outside it is mapped anew for each request. Throws std::invalid_argument: size not a
-    // power of two up to 32768, too few pages.
+    // best: an indirect table outside it is mapped or copied anew for each request. Throws std::invalid_argument: size
+    // not a power of two up to 32768, too few pages.
     SplitQueueDriver(std::shared_ptr<SharedPages> pages, std::uint16_t size, std::uint64_t features,
                      std::size_t first_page = 0);
 

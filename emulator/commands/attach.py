@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from emulator.commands import options
-from emulator.machine import HypervisorName, require_domain
+from emulator.machine import HypervisorName, require_backend, require_domain
 
 
 @click.command("attach")
@@ -25,9 +25,12 @@ def command(
     """
     from emulator import models, toolstack
 
-    parsed = models.validate(options.parse_spec(spec))
+    parsed = options.parse_spec(spec)
+    if backend is None:
+        parsed = models.validate(parsed)  # of another domain its own emulator says whether it can be made
     machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
+        require_backend(machine, store, domid)
         require_domain(machine, store, domid)
         number = toolstack.attach(store, machine.backend, domid, parsed, devid)
         if not (no_wait or toolstack.await_ready(machine, store, domid, number)):

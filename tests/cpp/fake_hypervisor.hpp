@@ -43,6 +43,7 @@ class FakeHypervisor final : public Hypervisor {
     std::size_t live_mappings = 0;
     bool copies = false;  // as Xen does
     std::size_t copy_calls = 0;
+    int copy_error = 0;  // errno that a copy as a whole fails with
 
     static constexpr GrantRef first_reference = 0x1000;
 
@@ -66,6 +67,7 @@ class FakeHypervisor final : public Hypervisor {
     [[nodiscard]] bool can_copy() const noexcept override { return copies; }
     [[nodiscard]] std::size_t copy(DomId, std::span<const GrantCopy> pieces, CopyDirection direction) override {
         ++copy_calls;
+        if (copy_error != 0) throw HostError(copy_error, "told to fail");
         for (std::size_t i = 0; i < pieces.size(); ++i) {
             const GrantCopy& piece = pieces[i];
             const std::size_t index = std::size_t{piece.ref} - first_reference;

@@ -118,7 +118,9 @@ TEST_CASE(
     REQUIRE(!queue.device.pop(queue.chain, found));
     REQUIRE(found);
     CHECK(hypervisor.map_calls == 0);
-    CHECK(hypervisor.copy_calls == 2);  // the table, then the payload
+    CHECK(hypervisor.copy_calls == 1);  // the table
+    REQUIRE(!queue.device.fetch());
+    CHECK(hypervisor.copy_calls == 2);  // the payload
     CHECK(std::memcmp(queue.chain.readable[0].data, "question", 8) == 0);
     std::memcpy(queue.chain.writable[0].data, "answer 1", 8);
     std::memcpy(queue.chain.writable[1].data, "answer 2", 8);
@@ -150,8 +152,61 @@ TEST_CASE("grant copy: a page that is withdrawn while its request is in flight i
     queue.restart();
     queue.put(0, {queue.buffer_address, 8, 0, 0});
     queue.offer(0);
-    CHECK(queue.device.pop(queue.chain, found) == GuestError{VMSG_XEN_GRANT_MAP, ref});
-    CHECK(queue.chain.readable.empty());
+    REQUIRE(!queue.device.pop(queue.chain, found));
+    CHECK(queue.device.fetch() == GuestError{VMSG_XEN_GRANT_MAP, ref});
+}
+
+TEST_CASE("grant copy: a reset with chains in flight lets go of their copies and of the arena beside them") {
+    FakeHypervisor hypervisor;
+    hypervisor.copies = true;
+    RawQueue<> queue(hypervisor, 16, all_ring_features);
+    const auto outside = hypervisor.share(0, 1, true);
+    queue.put(0, {queue.buffer_address, 8, desc_write | desc_next, 1});
+    queue.put(1, {grant_address(outside->first_ref(), 0), 8, desc_write, 0});
+    queue.offer(0);
+    bool found = false;
+    REQUIRE(!queue.device.pop(queue.chain, found));
+    queue.chain.clear();
+    queue.device.deactivate();
+    queue.memory.clear();
+    CHECK(queue.memory.mapped_pages() == 0);
+    CHECK(hypervisor.live_mappings == 0);
+    CHECK(queue.device.push(0, 8));  // and it is nobody's any more
+}
+
+TEST_CASE("grant copy: chains pushed out of order in an in-order queue are all written back before they are shown") {
+    FakeHypervisor hypervisor;
+    hypervisor.copies = true;
+    RawQueue<> queue(hypervisor, 16, all_ring_features | std::uint64_t{1} << feature_in_order, false);
+    std::array<Chain, 2> chains;
+    for (std::uint16_t i = 0; i < 2; ++i) {
+        queue.put(i, {queue.buffer_address + i * page_size, 4, desc_write, 0});
+        queue.offer(i);
+    }
+    bool found = false;
+    for (Chain& chain : chains) REQUIRE(!queue.device.pop(chain, found));
+    for (const std::uint16_t i : {std::uint16_t{1}, std::uint16_t{0}}) {
+        std::memset(chains[i].writable[0].data, i + 1, 4);
+        REQUIRE(!queue.device.push(i, 4));
+    }
+    REQUIRE(!queue.device.write_back());
+    queue.device.publish();
+    CHECK(*queue.ring.used_idx == 2);
+    CHECK(queue.buffers[3] == std::byte{1});
+    CHECK(queue.buffers[page_size + 3] == std::byte{2});
+}
+
+TEST_CASE("grant copy: a host that cannot copy is not the guest's fault") {
+    FakeHypervisor hypervisor;
+    hypervisor.copies = true;
+    GuestMemory memory(hypervisor, 1, 16);
+    const auto pages = hypervisor.share(0, 1, true);
+    Segment segment;
+    REQUIRE(!memory.resolve_payload(grant_address(pages->first_ref(), 0), 8, false, segment));
+    hypervisor.copy_error = ENOMEM;
+    CHECK(memory.fetch() == GuestError{VMSG_XEN_HOST, ENOMEM});
+    hypervisor.copy_error = 0;
+    REQUIRE(!memory.fetch());  // it is forgotten
 }
 
 TEST_SUITE("threads") {
@@ -168,6 +223,34 @@ TEST_SUITE("threads") {
         CHECK(device.back.copy_calls >= 400);
         CHECK(thread.stop() == Exit::stopped);
         CHECK(device.back.mappings() == 0);
+    }
+
+    TEST_CASE("grant copy: the n-th call of the hypervisor fails, for every n, and the device starts again") {
+        for (std::size_t n = 1; n < 12; ++n) {
+            EchoModel model;
+            LoopbackDevice device(model);
+            device.back.copies = true;
+            REQUIRE(!device.backend.connect(device.address(false)));
+            device.back.calls = 0;
+            device.back.fail_at = n;
+            {
+                BackendThread thread(device.backend);
+                const bool started = device.start() == all_status_bits;
+                for (std::uint64_t number = 0; started && number < 4; ++number) {
+                    device.offer(0, number, number);
+                    device.queues[0]->kick();
+                    while (!device.queues[0]->ring().has_used() &&
+                           (device.frontend->ring().device_status() & status_needs_reset) == 0)
+                        device.ask(VMSG_GET_DEVICE_STATUS);
+                }
+                device.back.fail_at = 0;
+                for (auto& queue : device.queues) queue->setup(64, device.offered);
+                REQUIRE(device.start() == all_status_bits);
+                device.echo(1, n);
+            }
+            CHECK(device.back.mappings() == 0);
+            CHECK(device.backend.mapped_pages() == 0);
+        }
     }
 
     TEST_CASE("grant copy: a driver that takes its pages back while they are in use gets a device that needs a reset") {

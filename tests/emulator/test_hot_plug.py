@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emulator import toolstack
+from emulator import local, toolstack
 from emulator.exit_codes import ExitCode
 from emulator.machine import Machine as EmulatorMachine
 from emulator.machine import open_machine, parse_hypervisor
@@ -201,6 +201,32 @@ def test_a_device_that_could_not_be_made_is_tried_again_by_an_update(machine: Ma
 def test_a_domain_that_is_not_there_is_told_from_a_device_that_is_not(machine: Machine) -> None:
     for command in (("detach", "999", "0"), ("update", "999", "0")):
         assert "no domain 999" in machine.command(*command, code=ExitCode.NO_DOMAIN).stderr
+
+
+def test_a_device_of_a_driver_domain_is_its_nodes_alone(machine: Machine) -> None:
+    serving = machine.domid
+    machine.new_domain()
+    attach = ("attach", str(machine.domid), "blk,path=/there/only", "--backend", str(serving), "--no-wait")
+    assert machine.command(*attach).stdout == "0\n"
+    home = f"/local/domain/{serving}/backend/virtio-msg/{machine.domid}/0"
+    assert machine.store.get_perms(home) == [f"n{serving}", f"r{machine.domid}"]
+    assert machine.store.read(f"{home}/spec") == "blk,path=/there/only"
+    assert machine.store.read(f"{machine.frontend_path()}/backend-id") == str(serving)
+    machine.store.write(f"{home}/device-id", "no number")
+    machine.store.write(f"{home}/error", "\x1b[2J")
+    listed = machine.command("list", "--backend", str(serving)).stdout
+    assert "\\x1b[2J" in listed
+    assert "\x1b" not in listed
+    local.destroy_domain("t", serving)  # and with it all it had
+    machine.command("detach", str(machine.domid), "0", "--backend", str(serving))
+    assert machine.store.read_optional(machine.frontend_path()) is None
+
+
+@pytest.mark.parametrize(("backend", "code"), [("999", ExitCode.NO_DOMAIN), ("itself", ExitCode.USAGE)])
+def test_a_driver_domain_has_to_be_there_and_another_one(machine: Machine, backend: str, code: ExitCode) -> None:
+    number = str(machine.domid) if backend == "itself" else backend
+    machine.command("attach", str(machine.domid), "rng", "--backend", number, code=code)
+    assert machine.store.read_optional(machine.frontend_path()) is None
 
 
 def test_what_a_dead_domain_left_can_be_detached(machine: Machine) -> None:

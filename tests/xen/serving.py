@@ -12,7 +12,7 @@ import pytest
 
 from cpp_ring import xen
 from cpp_ring.store import Store
-from emulator.store_paths import State, backend_dir, backends_dir, children
+from emulator.store_paths import State, backend_dir, backends_dir
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, Kind
 
@@ -96,4 +96,4 @@ def await_state(store: Store, domid: int, state: State, devid: int = 0, backend:
 
 def nothing_left(store: Store, domid: int, backend: int = 0) -> bool:
     """Does the store know of no device of the domain?"""
-    return children(store, backends_dir(backend, domid)) == []
+    return store.read_optional(backends_dir(backend, domid)) is None

@@ -171,8 +171,8 @@ def test_a_driver_domain_serves_another_one_until_that_ends(dom0: Store, machine
         elsewhere = machine.of_backend(driver.domid)
         assert driver.run("dd if=/dev/urandom of=/disk.img bs=1M count=1").code == 0
         supervisor = driver.popen(["virtio-dm", "supervise", "--hypervisor", "xen"])
-        devid = toolstack.attach(dom0, driver.domid, served.domid, parse("blk,path=/disk.img"))
-        assert toolstack.await_ready(elsewhere, dom0, served.domid, devid)
+        attach = ["virtio-dm", "attach", "--backend", str(driver.domid), str(served.domid), "blk,path=/disk.img"]
+        devid = int(subprocess.run(attach, capture_output=True, text=True, check=True).stdout)
         wanted = driver.run("sha256sum < /disk.img").output.split()[0]
         with served.agent() as guest:
             guest("connect", dev=devid)
@@ -210,6 +210,7 @@ def test_a_domain_that_reboots_is_another_one(dom0: Store, machine: Machine, sup
         ("run --domid 31998", 0, 5, "no domain 31998 on xen; `xl list` shows those there are"),
         ("run --domid 1 --device nonsense", 0, 3, "no device 'nonsense'"),
         ("detach 31998 0", 0, 5, "no domain 31998"),
+        ("attach --backend 31997 1 rng", 0, 5, "no domain 31997 on xen, which --backend names"),
         ("list", NOBODY, 10, "only root may use it"),
     ],
 )
