@@ -7,6 +7,12 @@ import pytest
 IN_DOM0 = Path("/proc/xen/capabilities").exists() and "control_d" in Path("/proc/xen/capabilities").read_text()
 collect_ignore_glob = [] if IN_DOM0 else ["test_*.py"]
 
+if IN_DOM0:
+    # Here and nowhere else: a fixture that is imported into a module is another one, with a domU of its own.
+    from tests.xen.serving import dom0, domu, other, victim
+
+    __all__ = ["dom0", "domu", "other", "victim"]
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not IN_DOM0:

@@ -66,7 +66,8 @@ class Domu:
     ) -> None:
         self.name = name or f"{kind}-{next(_numbers)}"
         self.domid = -1
-        self._memory = memory + (128 if emulator else 0)
+        # Half of it is the limit of what may lie in the root, which is memory too.
+        self._memory = memory + (256 if emulator else 0)
         self._emulator = emulator
         self._client: Client | None = None
         self._settings = [

@@ -1,18 +1,10 @@
 """The rig itself: domUs of both kinds start, take commands, talk to xenstore, and vanish without a trace."""
 
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
-from tests.xen.domu import Domu, Kind, domains, xl
-
-
-@pytest.fixture(scope="module", params=["pv", "pvh"])
-def domu(request: pytest.FixtureRequest) -> Iterator[Domu]:
-    kind: Kind = request.param
-    with Domu(kind) as started:
-        yield started
+from tests.xen.domu import Domu, domains, xl
 
 
 def test_output_and_exit_code_of_a_command_come_back(domu: Domu) -> None:

@@ -15,9 +15,7 @@ import pytest
 
 from tests import payload_driver
 from tests.xen.domu import Domu, GuestAgent
-from tests.xen.serving import MIB, SECTOR, Emulator, domu, until
-
-__all__ = ["domu"]
+from tests.xen.serving import MIB, SECTOR, Emulator, until
 
 RNG, BLK, READ_ONLY, NET, OTHER_DISK = range(5)
 PAIRS = 2

@@ -11,9 +11,7 @@ from cpp_ring.store import Store
 from emulator.store_paths import State, backend_dir, frontend_dir
 from tests import hostile_driver
 from tests.xen.domu import Domu, GuestAgent
-from tests.xen.serving import Emulator, await_state, dom0, domu, other
-
-__all__ = ["dom0", "domu", "other"]
+from tests.xen.serving import Emulator, await_state
 
 VICTIM, NEIGHBOUR, STORE_VICTIM = range(3)
 

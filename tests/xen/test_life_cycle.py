@@ -19,9 +19,7 @@ from emulator.spec import parse
 from emulator.store_paths import State, frontend_dir, frontends_dir
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, domains, xl
-from tests.xen.serving import MIB, SECTOR, Emulator, await_state, dom0, domu, nothing_left, other, until, victim
-
-__all__ = ["dom0", "domu", "other", "victim"]
+from tests.xen.serving import MIB, SECTOR, Emulator, await_state, nothing_left, until
 
 CYCLES = 50
 NOBODY = 65534
