@@ -200,7 +200,7 @@ class BasicSplitQueueDevice {
   private:
     // A writable segment that is not the guest's page, and where in the writable part it begins.
     struct PrivateCopy {
-        std::uint32_t offset;
+        std::uint32_t offset = 0;
         Segment segment;
     };
     struct Head {

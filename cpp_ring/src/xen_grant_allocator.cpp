@@ -96,13 +96,13 @@ class Pages {
 class XenSharedPages final : public SharedPages {
   public:
     XenSharedPages(std::shared_ptr<XenGrantAllocator> allocator, std::vector<Page> pages)
-        : allocator_(std::move(allocator)), pages_(std::move(pages)) {}
+        : allocator_(std::move(allocator)), fd_(allocator_->fd()), pages_(std::move(pages)) {}
     XenSharedPages(const XenSharedPages&) = delete;
     XenSharedPages& operator=(const XenSharedPages&) = delete;
     ~XenSharedPages() override {
         // In this order: the driver frees a page, and raises its notification, when nobody maps it any more.
         if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
-        for (const Page& page : pages_) Pages::release(allocator_->fd(), page.index);
+        for (const Page& page : pages_) Pages::release(fd_, page.index);
     }
 
     // Throws HostError.
@@ -116,7 +116,7 @@ class XenSharedPages final : public SharedPages {
             std::size_t to = from + 1;
             while (to < pages_.size() && pages_[to].index == pages_[to - 1].index + page_size) ++to;
             void* const at = bytes_.data() + from * page_size;
-            if (::mmap(at, (to - from) * page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, allocator_->fd(),
+            if (::mmap(at, (to - from) * page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd_,
                        static_cast<off_t>(pages_[from].index)) == MAP_FAILED)
                 throw HostError(errno, "cannot map granted pages");
             from = to;
@@ -130,12 +130,13 @@ class XenSharedPages final : public SharedPages {
         request.index = pages_.front().index + offset;
         request.action = UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT;
         request.event_channel_port = port;
-        if (::ioctl(allocator_->fd(), IOCTL_GNTALLOC_SET_UNMAP_NOTIFY, &request) != 0)
+        if (::ioctl(fd_, IOCTL_GNTALLOC_SET_UNMAP_NOTIFY, &request) != 0)
             throw HostError(errno, "cannot ask for a notification at port " + std::to_string(port));
     }
 
   private:
     std::shared_ptr<XenGrantAllocator> allocator_;
+    int fd_;  // the allocator's
     std::vector<Page> pages_;
 };
 

@@ -25,7 +25,7 @@ class XenMapping final : public Mapping {
   public:
     // Takes over `start`, which the library mapped; nullptr, with errno, if it could not.
     XenMapping(std::shared_ptr<XenGrantTable> table, void* start, std::size_t count, bool writable)
-        : table_(std::move(table)) {
+        : table_(std::move(table)), handle_(table_->handle()) {
         bytes_ = {static_cast<std::byte*>(start), count * page_size};
         writable_ = writable;
     }
@@ -33,11 +33,12 @@ class XenMapping final : public Mapping {
     XenMapping& operator=(const XenMapping&) = delete;
     // Only whole: munmap of a part would leave the grants mapped in the kernel.
     ~XenMapping() override {
-        xengnttab_unmap(table_->handle(), bytes_.data(), static_cast<std::uint32_t>(bytes_.size() / page_size));
+        xengnttab_unmap(handle_, bytes_.data(), static_cast<std::uint32_t>(bytes_.size() / page_size));
     }
 
   private:
     std::shared_ptr<XenGrantTable> table_;
+    xengntdev_handle* handle_;  // the table's
 };
 
 int protection(bool writable) { return writable ? PROT_READ | PROT_WRITE : PROT_READ; }
@@ -81,7 +82,7 @@ std::unique_ptr<Mapping> map_grant_notify(std::shared_ptr<XenGrantTable> table, 
     return mapped(std::move(table), start, domain, ref, 1, true);
 }
 
-std::size_t copy_grants(XenGrantTable& table, DomId domain, std::span<const GrantCopy> pieces,
+std::size_t copy_grants(const XenGrantTable& table, DomId domain, std::span<const GrantCopy> pieces,
                         CopyDirection direction) {
     std::vector<xengnttab_grant_copy_segment_t> segments(pieces.size());
     for (std::size_t i = 0; i < pieces.size(); ++i) {

@@ -32,7 +32,7 @@ class XenGrantTable {
                                                         GrantRef ref, std::size_t offset, Port port);
 
 // As Hypervisor::copy: one system call, whatever the number of pieces.
-[[nodiscard]] std::size_t copy_grants(XenGrantTable& table, DomId domain, std::span<const GrantCopy> pieces,
+[[nodiscard]] std::size_t copy_grants(const XenGrantTable& table, DomId domain, std::span<const GrantCopy> pieces,
                                       CopyDirection direction);
 
 }  // namespace cpp_ring
