@@ -129,7 +129,7 @@ def remove(nodes: Store | Transaction, backend: int, frontend: int, devid: int) 
     _remove(nodes, backend_dir(backend, frontend, devid))
     root = backends_dir(backend, frontend)
     if not children(nodes, root):
-        _remove(nodes, root)  # else it would stay for each domain there ever was
+        _remove(nodes, root, errno.EACCES)  # else it would stay for each domain there ever was
 
 
 def remove_domain(store: Store, backend: int, frontend: int) -> None:

@@ -91,6 +91,9 @@ def _as_toolstack(backend: int, frontend: int) -> Iterator[None]:
 
 def _write_device(nodes: Transaction, backend: int, frontend: int, spec: Spec, devid: int) -> None:
     ours, theirs = backend_dir(backend, frontend, devid), frontend_dir(frontend, devid)
+    # The backend's to remove with its last device, also in a driver domain.
+    nodes.mkdir(backends_dir(backend, frontend))
+    nodes.set_perms(backends_dir(backend, frontend), [f"n{backend}", f"r{frontend}"])
     toolstack = "n0"
     for directory, perms in ((ours, [f"n{backend}", f"r{frontend}"]), (theirs, [f"n{frontend}", f"r{backend}"])):
         if children(nodes, directory):
