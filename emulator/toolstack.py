@@ -229,7 +229,7 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
                     domid,
                     devid,
                     model,
-                    spec,
+                    _shown(spec),
                     _state(store, directory).name.lower(),
                     _state(store, frontend_dir(domid, devid)).name.lower(),
                     _device_id(store.read_optional(f"{directory}/device-id")),
