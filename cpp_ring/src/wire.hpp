@@ -74,7 +74,9 @@ class Message {
         size_ += data.size();
     }
     void finish(std::uint8_t type, std::uint8_t msg_id, std::uint16_t token) noexcept {
-        const vmsg_header header{type, msg_id, 0, token, static_cast<std::uint16_t>(size_)};
+        // As one word: five small stores would stall the load of eight bytes that copies it to the page.
+        const std::uint64_t header = type | std::uint64_t{msg_id} << 8 | std::uint64_t{token} << 32 |
+                                     std::uint64_t{static_cast<std::uint16_t>(size_)} << 48;
         std::memcpy(bytes_.data(), &header, sizeof header);
     }
 
