@@ -17,12 +17,20 @@ from cpp_ring import ChannelError, error_name
 from guest.device import VirtioDevice
 from guest.drivers import open_device
 from guest.hypervisor import open_domain
+from guest.queue import RequestQueue
 from guest.rng import RngDevice
 
 PATIENCE: Final = 60.0
 NEEDS_RESET: Final = 64
+NET: Final = 1
+"""The virtio device id."""
 
 Attack = Callable[[VirtioDevice, random.Random], None]
+
+
+def attacked(device: VirtioDevice) -> RequestQueue:
+    """A queue that the device serves as soon as there is something: of a network card the one that transmits."""
+    return device.queues[1 if device.info.device_id == NET else 0]
 
 
 def awake(device: VirtioDevice) -> None:
@@ -46,21 +54,21 @@ def lie_about_the_sequence(device: VirtioDevice, chance: random.Random) -> None:
 
 
 def scribble_on_the_ring(device: VirtioDevice, chance: random.Random) -> None:
-    ring = device.queues[0].ring
+    ring = attacked(device).ring
     awake(device)
     for _ in range(20):
         ring.memory[chance.randrange(16 * ring.size + 64)] = chance.randrange(256)
 
 
 def run_the_index_ahead(device: VirtioDevice, _: random.Random) -> None:
-    ring = device.queues[0].ring
+    ring = attacked(device).ring
     at = ring.driver_address - ring.descriptor_address + 2
     awake(device)
     ring.memory[at : at + 2] = (0x7FFF).to_bytes(2, "little")
 
 
 def point_into_nowhere(device: VirtioDevice, _: random.Random) -> None:
-    ring = device.queues[0].ring
+    ring = attacked(device).ring
     ring.add([], [((1 << 63) | (0x7FFFFFF << 12), 64)])
     ring.kick()
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "raw_queue.hpp"
+#include "rounds.hpp"
 
 namespace cpp_ring::test {
 namespace {
@@ -123,9 +124,9 @@ TEST_CASE("threat 1: the walk reads each descriptor once and uses only its copy,
 TEST_SUITE("threads") {
     TEST_CASE("threat 1: a thread that rewrites ring and tables all the time gets named errors or bounded chains") {
 #if defined(__SANITIZE_THREAD__)
-        constexpr int pops = 100'000;
+        const std::uint64_t pops = rounds(100'000, 10'000'000);
 #else
-        constexpr int pops = 1'000'000;
+        const std::uint64_t pops = rounds(1'000'000, 10'000'000);
 #endif
         FakeHypervisor hypervisor(64, true);
         RawQueue<> queue(hypervisor, 8, all_ring_features);
@@ -152,7 +153,7 @@ TEST_SUITE("threads") {
         int errors = 0;
         int wrong = 0;
         // Longer, should the guest's thread have had no time on a busy machine.
-        for (int i = 0; i < pops || ((chains == 0 || errors == 0) && i < 100 * pops); ++i) {
+        for (std::uint64_t i = 0; i < pops || ((chains == 0 || errors == 0) && i < 100 * pops); ++i) {
             bool found = false;
             const GuestError error = queue.device.pop(queue.chain, found);
             if (error) {

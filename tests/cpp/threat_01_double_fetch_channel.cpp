@@ -13,6 +13,7 @@
 #include "config_ring.hpp"
 #include "loopback_hypervisor.hpp"
 #include "message_fuzz.hpp"
+#include "rounds.hpp"
 
 namespace cpp_ring::test {
 namespace {
@@ -132,7 +133,7 @@ TEST_CASE_FIXTURE(Pages, "threat 1: a size that grows after it was checked is no
 
 TEST_SUITE("threads") {
     TEST_CASE("threat 1: a thread that rewrites the request all the time gets named errors or whole answers") {
-        constexpr int polls = thread_sanitizer ? 100'000 : 1'000'000;
+        const std::uint64_t polls = rounds(thread_sanitizer ? 100'000 : 1'000'000, 100'000'000);
         const auto pages = std::make_unique<Pages>();
         BackendRing<> backend(pages->fe, pages->be);
         MessageHarness device;
@@ -157,7 +158,7 @@ TEST_SUITE("threads") {
         bool open = false;
         // On a busy machine the other thread may come late; the rounds count from when both kinds were seen.
         const auto give_up = Clock::now() + std::chrono::seconds(20);
-        for (int i = 0; i < polls || ((taken == 0 || refused == 0) && Clock::now() < give_up); ++i) {
+        for (std::uint64_t i = 0; i < polls || ((taken == 0 || refused == 0) && Clock::now() < give_up); ++i) {
             if (!open) {
                 open = !backend.open();
                 continue;

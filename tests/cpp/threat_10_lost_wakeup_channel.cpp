@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "loopback_device.hpp"
+#include "rounds.hpp"
 
 namespace cpp_ring::test {
 namespace {
@@ -221,7 +222,7 @@ void queue_rounds(std::uint64_t features, double backend_spin, std::uint32_t rou
 
 TEST_SUITE("threads") {
     TEST_CASE("threat 10: the config ring's two halves, asleep as often as they may be, miss no event") {
-        constexpr std::uint32_t rounds = 300'000 / fewer;
+        const std::uint64_t total = rounds(300'000 / fewer, 100'000'000);
         const auto pages = std::make_unique<Pages>();
         FrontendRing<> frontend(pages->fe, pages->be);
         BackendRing<> backend(pages->fe, pages->be);
@@ -229,26 +230,26 @@ TEST_SUITE("threads") {
         Sleeper fe_sleeper;
         Sleeper be_sleeper;
         std::size_t be_sleeps = 0;
-        std::uint32_t answered = 0;
+        std::uint64_t answered = 0;
         std::thread thread([&] {
             Delay delay(1);
             std::mt19937 random(2);
             Message message;
-            for (; answered < rounds && next(backend, be_sleeper, delay, random, message, be_sleeps); ++answered)
+            for (; answered < total && next(backend, be_sleeper, delay, random, message, be_sleeps); ++answered)
                 if (backend.answer(message)) fe_sleeper.notify();
         });
         std::size_t fe_sleeps = 0;
-        std::uint32_t done = 0;
+        std::uint64_t done = 0;
         Delay delay(3);
         std::mt19937 random(4);
-        for (; done < rounds; ++done) {
+        for (; done < total; ++done) {
             if (frontend.publish(make_request(VMSG_GET_DEVICE_STATUS, {}, frontend.token()))) be_sleeper.notify();
             Message message;
             if (!next(frontend, fe_sleeper, delay, random, message, fe_sleeps)) break;
         }
         thread.join();
-        CHECK(done == rounds);
-        CHECK(answered == rounds);
+        CHECK(done == total);
+        CHECK(answered == total);
         CHECK(fe_sleeps > 0);
         CHECK(be_sleeps > 0);
     }

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "loopback_device.hpp"
+#include "rounds.hpp"
 
 namespace cpp_ring::test {
 namespace {
@@ -68,8 +69,8 @@ void restart(LoopbackDevice& device) {
 }  // namespace
 
 TEST_SUITE("threads") {
-    TEST_CASE("threat 18: ten thousand resets with requests in the rings") {
-        constexpr std::uint64_t rounds = thread_sanitizer ? 500 : 10'000;
+    TEST_CASE("threat 18: resets again and again with requests in the rings") {
+        const std::uint64_t total = rounds(thread_sanitizer ? 500 : 10'000, 100'000);
         EchoModel model;
         DeviceShape shape;
         shape.spin_us = 0;
@@ -80,7 +81,7 @@ TEST_SUITE("threads") {
         {
             BackendThread thread(device.backend);
             std::mt19937 random(17);
-            for (std::uint64_t i = 0; i < rounds; ++i) {
+            for (std::uint64_t i = 0; i < total; ++i) {
                 restart(device);
                 for (std::uint32_t chains = static_cast<std::uint32_t>(random()) % 4; chains != 0; --chains)
                     fill(device, *device.queues[random() % 2], random);
@@ -90,8 +91,8 @@ TEST_SUITE("threads") {
             CHECK(thread.stop() == Exit::stopped);
         }
         CHECK(mapped_after_reset == 0);
-        CHECK(model.activations == rounds);
-        CHECK(model.resets == rounds);
+        CHECK(model.activations == total);
+        CHECK(model.resets == total);
         CHECK(model.served > 0);
         CHECK(device.back.mappings() == 0);
     }

@@ -1,5 +1,7 @@
 """Threat 24: receive hoarding (XSA-392). A guest that gives no or useless buffers costs no memory."""
 
+import os
+import socket
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from devices.net import Net
+from guest.net import NetDevice
 from tests.devices.net_frames import MAC, Cable, NetDriver, frame
+from tests.emulator.machines import Machine
 
 FLOOD = 5000
 FRAME = frame(payload=bytes(1400))
@@ -90,3 +94,30 @@ def test_a_start_under_a_flood_ends(driver: NetDriver, monkeypatch: pytest.Monke
     driver.reset()
     monkeypatch.setattr("devices.net_backends.SocketBackend.receive", lambda _: FRAME)
     driver.start()
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_process_whose_guest_takes_nothing_stays_as_small_as_it_is(machine: Machine, tmp_path: Path) -> None:
+    ours, peer = tmp_path / "ours", tmp_path / "peer"
+    process = machine.run(f"net,socket={ours},peer={peer},mac={MAC.hex(':')}")
+    with (
+        NetDevice(machine.domain(), 0) as driver,  # gives its buffers once, and does not look at them
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire,
+    ):
+        wire.bind(str(peer))
+        wire.connect(str(ours))
+        wire.settimeout(30)
+        send(wire, 2000)  # past the buffers, and past what Python allocates once
+        before = resident_bytes(process.pid)
+        send(wire, 20_000)
+        assert resident_bytes(process.pid) - before < 1 << 20  # of 28 MB that were sent
+        assert driver.receive(timeout=1) == FRAME
+
+
+def send(wire: socket.socket, count: int) -> None:
+    """The host's queue is short: this goes as fast as the emulator takes frames from it."""
+    for _ in range(count):
+        wire.send(FRAME)

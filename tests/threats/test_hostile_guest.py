@@ -21,11 +21,19 @@ from tests.hostile_driver import ATTACKS, Attack, attack_until_broken, broken, l
 PATIENCE = 10.0
 
 
+@pytest.mark.parametrize("kind", ["rng", "blk", "net"])
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_a_hostile_driver_breaks_its_own_device_only(
-    attack: Attack, emulator: Callable[..., object], domain: Domain, directory: Path
+    attack: Attack, kind: str, emulator: Callable[..., object], domain: Domain, directory: Path, tmp_path: Path
 ) -> None:
-    emulator("rng", "rng", domid=1)
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    specs = {
+        "rng": "rng",
+        "blk": f"blk,path={image}",
+        "net": f"net,socket={tmp_path / 'ours'},peer={tmp_path / 'peer'}",
+    }
+    emulator(specs[kind], "rng", domid=1)
     emulator("rng", domid=2)
     with (
         open_device(domain, 0) as victim,
