@@ -293,14 +293,14 @@ class Store(Access):
                 message = self._parse()
                 if message is None:
                     if not self._wait(select.POLLIN, deadline):
-                        raise StoreError(errno.ETIMEDOUT, f"xenstore {what}: no answer in {self._timeout:g} s")
+                        raise self._no_answer(what)
                     self._receive()
                     continue
                 answer_kind, number, answer = message
                 if answer_kind == xs_wire.XS_WATCH_EVENT:
                     self._queue(answer)
                     if time.monotonic() > deadline:
-                        raise StoreError(errno.ETIMEDOUT, f"xenstore {what}: no answer in {self._timeout:g} s")
+                        raise self._no_answer(what)
                     continue
                 break
         except StoreError as error:
@@ -312,8 +312,13 @@ class Store(Access):
         if answer_kind == xs_wire.XS_ERROR:
             name = answer.rstrip(b"\0").decode("ascii", "replace")
             code = xs_wire.ERROR_NUMBERS.get(name, errno.EIO)
-            raise StoreError(code, f"xenstore {what}: {os.strerror(code).lower()} ({quote(name)[1:-1]})")
+            reason = f"{os.strerror(code).lower()} ({quote(name)[1:-1]}){xs_wire.hint(kind, code)}"
+            raise StoreError(code, f"xenstore {what}: {reason}")
         return answer
+
+    def _no_answer(self, what: str) -> StoreError:
+        why = "does xenstored run, and has it since this domain began?"
+        return StoreError(errno.ETIMEDOUT, f"xenstore {what}: no answer in {self._timeout:g} s: {why}")
 
     def broken(self, number: int, text: str) -> StoreError:
         """Closes the connection, whose state is unknown from here on; returns the error to raise."""
@@ -347,7 +352,7 @@ class Store(Access):
         except BlockingIOError:
             return False
         if not data:
-            raise StoreError(errno.ECONNRESET, "xenstore: the store is gone, it closed the connection")
+            raise StoreError(errno.ECONNRESET, "xenstore: the store closed the connection")
         self._buffer += data
         return True
 

@@ -38,3 +38,10 @@ ERRORS: Final = (
 
 ERROR_NUMBERS: Final[dict[str, int]] = {name: getattr(errno, name) for name in ERRORS}
 ERROR_NAMES: Final[dict[int, str]] = {number: name for name, number in ERROR_NUMBERS.items()}
+
+
+def hint(kind: int, error: int) -> str:
+    """What helps against a refusal of request `kind`; empty where the error's name says all."""
+    if error == errno.ENOSPC or (kind == XS_WATCH and error == errno.E2BIG):
+        return "; this domain's quota is used up: remove what it does not need in the store, or have dom0 raise it"
+    return ""

@@ -85,6 +85,15 @@ class Machine:
         """Where the locks of a domain's emulator are."""
         return self.directory / f"dom{domid}"
 
+    def store_gone(self, error: StoreError) -> str:
+        """What the loss of the store means, in a line."""
+        way = (
+            "what xenstored knew is lost with it, so the host has to be started again"
+            if self.name.kind == "xen"
+            else f"the domains of {self.name} have ended with it"
+        )
+        return f"the store is gone ({error}); {way}"
+
 
 def open_machine(name: HypervisorName) -> Machine:
     """The machine of that name; the broker of a local one is started on demand. Raises Failure."""

@@ -124,7 +124,7 @@ class Emulator:
         self._transient = frozenset()
         if self._result is not ExitCode.HYPERVISOR_LOST:
             self._result = ExitCode.HYPERVISOR_LOST
-            self._stop(f"the store is gone: {error}")
+            self._stop(self._machine.store_gone(error))
 
     def _stop(self, reason: str) -> None:
         if not self._stopping:

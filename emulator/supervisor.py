@@ -16,7 +16,7 @@ from cpp_ring.store import Store, StoreError
 from emulator import lock, systemd
 from emulator.backend_nodes import remove_domain
 from emulator.child import die_with_parent
-from emulator.exit_codes import ExitCode
+from emulator.exit_codes import ExitCode, Failure
 from emulator.loop import EventLoop, Timer
 from emulator.machine import HypervisorName, Machine, is_there, open_machine
 from emulator.process import DRAIN_SECONDS, STOP_SIGNALS
@@ -66,6 +66,8 @@ class Supervisor:
             systemd.notify("READY=1")
             try:
                 self._loop.run()
+            except StoreError as error:
+                raise Failure(ExitCode.HYPERVISOR_LOST, self._machine.store_gone(error)) from error
             finally:
                 for child in self._children.values():
                     child.kill()  # only when something went wrong here

@@ -99,7 +99,9 @@ class XenbusDevice:
         """Replaces all of our nodes and sets our state, in one transaction."""
 
         def change(transaction: Transaction) -> None:
-            for name in set(transaction.directory(self.path)) - {"backend", "backend-id", "state"}:
+            # Those of the same name are written anyway: each request costs a way to xenstored and back.
+            kept = {"backend", "backend-id", "state", *(name.partition("/")[0] for name in nodes)}
+            for name in set(transaction.directory(self.path)) - kept:
                 transaction.rm(f"{self.path}/{name}")
             self._write(transaction, nodes, state)
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +23,7 @@ constexpr std::size_t most_shared_pages = 32768;
 // gets them in no order.
 constexpr std::size_t most_spare_pages = 4096;
 constexpr std::size_t spare_batch = 64;
+constexpr const char* limit_file = "/sys/module/xen_gntalloc/parameters/limit";
 
 // One granted page: its reference, and where mmap finds it.
 struct Page {
@@ -36,11 +38,12 @@ class Pages {
     Pages(const Pages&) = delete;
     Pages& operator=(const Pages&) = delete;
     ~Pages() {
-        for (const Page& page : pages_) release(fd_, page.index);
+        sort();
+        release(fd_, pages_);
     }
 
-    // Throws HostError, nothing then being added.
-    void add(std::size_t count) {
+    // False, and nothing is added, if the kernel has no such number left. Throws HostError.
+    [[nodiscard]] bool add(std::size_t count) {
         // gref_ids has as many entries as there are pages; the struct declares one.
         const std::size_t bytes = sizeof(ioctl_gntalloc_alloc_gref) + (count - 1) * sizeof(GrantRef);
         std::vector<std::uint64_t> room((bytes + 7) / 8);
@@ -48,11 +51,10 @@ class Pages {
         request->domid = domain_;
         request->flags = writable_ ? GNTALLOC_FLAG_WRITABLE : 0;
         request->count = static_cast<std::uint32_t>(count);
-        if (::ioctl(fd_, IOCTL_GNTALLOC_ALLOC_GREF, request) != 0)
-            throw HostError(
-                errno,
-                "cannot grant " + std::to_string(count) + " pages to domain " + std::to_string(domain_) +
-                    (errno == ENOSPC ? " (write a larger number to /sys/module/xen_gntalloc/parameters/limit)" : ""));
+        if (::ioctl(fd_, IOCTL_GNTALLOC_ALLOC_GREF, request) != 0) {
+            if (errno == ENOSPC) return false;
+            throw HostError(errno, cannot_grant(count, domain_));
+        }
         const auto* const refs =
             reinterpret_cast<const std::byte*>(room.data()) + offsetof(ioctl_gntalloc_alloc_gref, gref_ids);
         for (std::size_t i = 0; i < count; ++i) {
@@ -60,11 +62,19 @@ class Pages {
             std::memcpy(&page.ref, refs + i * sizeof page.ref, sizeof page.ref);
             pages_.push_back(page);
         }
+        return true;
+    }
+
+    // Spare pages in search of a run, as many as are left but no more than a batch. False if none are.
+    [[nodiscard]] bool add_spares() {
+        for (std::size_t batch = spare_batch; batch != 0; batch /= 2)
+            if (add(batch)) return true;
+        return false;
     }
 
     // The lowest run of `count` consecutive references, removed from here; empty if there is none.
     [[nodiscard]] std::vector<Page> take_run(std::size_t count) {
-        std::sort(pages_.begin(), pages_.end(), [](const Page& a, const Page& b) { return a.ref < b.ref; });
+        sort();
         std::size_t start = 0;
         for (std::size_t i = 0; i < pages_.size(); ++i) {
             if (i != 0 && pages_[i].ref != pages_[i - 1].ref + 1) start = i;
@@ -79,14 +89,25 @@ class Pages {
     }
     [[nodiscard]] std::size_t size() const noexcept { return pages_.size(); }
 
-    static void release(int fd, std::uint64_t index) noexcept {
-        ioctl_gntalloc_dealloc_gref request{};
-        request.index = index;
-        request.count = 1;
-        ::ioctl(fd, IOCTL_GNTALLOC_DEALLOC_GREF, &request);
+    // The highest reference first: the kernel hands out the last one given back first, so the next search finds a run.
+    static void release(int fd, const std::vector<Page>& sorted) noexcept {
+        for (auto page = sorted.rbegin(); page != sorted.rend(); ++page) {
+            ioctl_gntalloc_dealloc_gref request{};
+            request.index = page->index;
+            request.count = 1;
+            ::ioctl(fd, IOCTL_GNTALLOC_DEALLOC_GREF, &request);
+        }
+    }
+
+    static std::string cannot_grant(std::size_t count, DomId domain) {
+        return "cannot grant " + std::to_string(count) + " pages to domain " + std::to_string(domain);
     }
 
   private:
+    void sort() noexcept {
+        std::sort(pages_.begin(), pages_.end(), [](const Page& a, const Page& b) { return a.ref < b.ref; });
+    }
+
     int fd_;
     DomId domain_;
     bool writable_;
@@ -102,7 +123,7 @@ class XenSharedPages final : public SharedPages {
     ~XenSharedPages() override {
         // In this order: the driver frees a page, and raises its notification, when nobody maps it any more.
         if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
-        for (const Page& page : pages_) Pages::release(fd_, page.index);
+        Pages::release(fd_, pages_);
     }
 
     // Throws HostError.
@@ -140,16 +161,30 @@ class XenSharedPages final : public SharedPages {
     std::vector<Page> pages_;
 };
 
+// Why there were not enough, and what helps.
+HostError exhausted(std::size_t count, DomId domain, std::size_t got) {
+    std::string limit;
+    std::ifstream(limit_file) >> limit;
+    std::string text = Pages::cannot_grant(count, domain) + ": ";
+    if (got != 0)
+        text += "of the " + std::to_string(got) + " references that were left no " + std::to_string(count) +
+                " are consecutive; ";
+    text += "the limit of all drivers of this domain is " + (limit.empty() ? "unknown" : limit + " pages") +
+            ", write a larger number to " + limit_file;
+    return {ENOSPC, text};
+}
+
 std::unique_ptr<XenSharedPages> shared(std::shared_ptr<XenGrantAllocator> allocator, DomId domain, std::size_t count,
                                        bool writable) {
     if (count == 0 || count > most_shared_pages) throw HostError(EINVAL, std::to_string(count) + " pages");
     Pages pages(allocator->fd(), domain, writable);
-    pages.add(count);
+    if (!pages.add(count)) throw exhausted(count, domain, 0);
     std::vector<Page> run;
     while ((run = pages.take_run(count)).empty()) {
         if (pages.size() > count + most_spare_pages)
-            throw HostError(ENOSPC, "no " + std::to_string(count) + " consecutive grant references are free");
-        pages.add(spare_batch);
+            throw HostError(ENOSPC, Pages::cannot_grant(count, domain) + ": none of " + std::to_string(pages.size()) +
+                                        " grant references are that many in a row; start the domain again");
+        if (!pages.add_spares()) throw exhausted(count, domain, pages.size());
     }
     auto result = std::make_unique<XenSharedPages>(std::move(allocator), std::move(run));
     result->map();

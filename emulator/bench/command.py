@@ -51,8 +51,6 @@ def _words(text: str) -> list[str]:
 
 
 LOCAL_COUNT = 200_000
-XEN_COUNT = 20_000
-"""Smaller: there may be a hundred times slower machines below."""
 PICTURES = (".svg", ".png", ".pdf")
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
@@ -75,7 +73,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
     "--count",
     type=click.IntRange(1000, 100_000_000),
     help="Samples of each fast row; slow rows take fewer.",
-    show_default=f"{LOCAL_COUNT}, on Xen {XEN_COUNT}",
+    show_default=f"{LOCAL_COUNT}, on Xen {xen_run.COUNT}",
 )
 def command(
     hypervisor: HypervisorName | None,
@@ -128,7 +126,7 @@ def _measure(
         raise click.UsageError(
             "on Xen --guest COMMAND starts the frontend half, such as --guest 'ssh domu python3 -m guest agent'"
         )
-    return lambda progress: xen_run.run(domid, guest, count or XEN_COUNT, progress)
+    return lambda progress: xen_run.run(domid, guest, count or xen_run.COUNT, progress)
 
 
 def print_table(console: Console, rows: dict[str, Row], machine: dict[str, str | int]) -> None:

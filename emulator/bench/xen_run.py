@@ -14,9 +14,12 @@ from emulator.bench.xen_peers import XenPeers
 from emulator.bench.xen_site import XenSite, open_xen_site
 from emulator.guest_process import GuestProcess
 
+COUNT = 20_000
+"""Samples of each fast row, by default: few, as there may be a hundred times slower machines below."""
 STARTS = 4
 BUDGET = 40.0
-"""Seconds of rounds: a machine in software emulation that others use too takes minutes for one."""
+"""Seconds of rounds: a machine in software emulation that others use too takes minutes for one. STARTS and BUDGET are
+for COUNT samples, and less for less."""
 
 
 def run(domid: int, guest_command: Sequence[str], count: int, progress: Callable[[float, str], None]) -> Result:
@@ -24,6 +27,7 @@ def run(domid: int, guest_command: Sequence[str], count: int, progress: Callable
 
     Raises besides: StoreError.
     """
+    share = min(1.0, count / COUNT)
     cpu = sorted(os.sched_getaffinity(0))[0]
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
@@ -33,12 +37,12 @@ def run(domid: int, guest_command: Sequence[str], count: int, progress: Callable
             guest = serving.enter_context(site.first_guest(domid))
             about = guest.request("about")
             table = list(_measured(site, domid, guest, serving))
-            take_turns(table, count, progress, BUDGET)
+            take_turns(table, count, progress, BUDGET * share)
         rows = {entry.row.name: entry.row for entry in table}
         site.detach()
         start, pss = Row("emulator.start"), Row("emulator.pss", "bytes")
         progress(0.8, start.name)
-        measure_start(site, domid, STARTS, start.recorder)
+        measure_start(site, domid, max(1, int(STARTS * share)), start.recorder)
         progress(0.9, pss.name)
         measure_pss(site, [domid], pss.recorder)
     machine = machine_line("xen")

@@ -1,7 +1,7 @@
 """The part of a domU's ramdisk that changes with Debian only: busybox, Python, modules, libraries of Xen.
 
-Cut out of dom0's root. The part that changes with each edit (first process, agent, our package) is appended to it as
-another archive, see site.py.
+Cut out of dom0's root. First process and agent are appended to it as another archive, see ramdisk.py; our package
+comes into a running domU, see site_packages.py.
 """
 
 from __future__ import annotations

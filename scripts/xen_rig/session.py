@@ -21,6 +21,8 @@ from scripts.xen_rig.errors import DOM0_DIED, SCRIPT_TIMEOUT, RigError
 from scripts.xen_rig.machine import Machine
 
 BOOT_TIMEOUT: Final = 180.0
+WARM_TIMEOUT: Final = 600.0
+"""Several domUs boot meanwhile."""
 DEAD: Final = re.compile(rb"Panic on CPU|Kernel panic - not syncing|Dom(?:ain )?0 (?:crashed|shutdown)", re.IGNORECASE)
 LAST_WORDS: Final = 1.0
 """Seconds in which a dying system still writes why."""
@@ -45,16 +47,16 @@ class Session:
                 end.setblocking(False)
                 self._selector.register(end, selectors.EVENT_READ)
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Until dom0 waits for an order. Raises RigError if it never does."""
-        late = f"dom0 was not ready after {BOOT_TIMEOUT:.0f} s: look at its console, or try again with --verbose"
-        if self._until(rb"ready\n", time.monotonic() + BOOT_TIMEOUT) is None:
+        late = f"dom0 was not ready after {timeout:.0f} s: look at its console, or try again with --verbose"
+        if self._until(rb"ready\n", time.monotonic() + timeout) is None:
             raise self._failure(late, DOM0_DIED)
 
     def warm(self) -> None:
-        """Has dom0 read what every run reads, and wait again."""
+        """Has dom0 read what every run reads, start the spare domUs, and wait again."""
         self._order("warm")
-        self.wait_ready()
+        self.wait_ready(WARM_TIMEOUT)
 
     def begin(self, verb: Literal["run", "shell"], timeout: float) -> None:
         """Raises RigError if dom0 does not say that it has begun."""

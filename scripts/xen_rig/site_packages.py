@@ -2,8 +2,8 @@
 changes with each edit.
 
 Both come out of .venv, as scripts/setup has installed them, so dom0 must have a Python of the same minor version: the
-extension is compiled for it. Each image has a ramdisk of its own for the domUs beside the tree, to be appended to
-theirs (/rig/libraries/domu.cpio, /rig/site/domu.cpio).
+extension is compiled for it. Each image has an archive for the domUs beside the tree: /rig/libraries/domu.cpio, to be
+appended to their ramdisk, and /rig/site/domu.cpio, to be unpacked once they run.
 """
 
 from __future__ import annotations
@@ -126,13 +126,8 @@ def _make_site(out: Path, environment: Environment, files: dict[str, Path]) -> N
     (tree / "bin/virtio-dm").chmod(0o755)
     with (out / "domu.cpio").open("wb") as file:
         ramdisk = Ramdisk(file)
-        ramdisk.copy(tree / "tree/scripts/xen_rig/domu/init", "init")
-        for name in ("poweroff", "reboot"):
-            ramdisk.copy(tree / "tree/scripts/xen_rig/domu" / name, f"usr/sbin/{name}")
         ramdisk.copy(tree / "bin", "rig/site/bin")
         ramdisk.copy(tree / "package", "rig/site/package")
-        for name in ("scripts/xen_rig/__init__.py", "scripts/xen_rig/domu_agent"):
-            ramdisk.copy(tree / "tree" / name, f"rig/site/tree/{name}")
         ramdisk.close()
     (out / "domu.cpio").rename(tree / "domu.cpio")
     make_image(tree, out / "image.ext4", multiple=SITE_SIZE)

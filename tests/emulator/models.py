@@ -1,7 +1,9 @@
 """Device models that tests ask for by `models.py:CLASS`: an echo that counts, and ones that misbehave."""
 
 import builtins
+import sys
 import time
+from pathlib import Path
 
 from devices import ConfigSpace, Device, DeviceError, Hold, Queue, Request, le32, on_read, on_write
 
@@ -101,6 +103,21 @@ class Misbehaving(Echo):
 
     def update(self, *, start: int = 0) -> None:
         self._misbehave("update")
+
+
+class Waiting(Echo):
+    """Says when it is inside a config write to `hooked`, and stays there until somebody writes to the pipe `fifo`."""
+
+    name = "waiting"
+
+    def __init__(self, *, fifo: str) -> None:
+        super().__init__()
+        self._fifo = Path(fifo)
+
+    @on_write("hooked")
+    def set_hooked(self, value: int) -> None:
+        print("inside a request", file=sys.stderr, flush=True)
+        self._fifo.read_bytes()
 
 
 class NoTextError(Exception):

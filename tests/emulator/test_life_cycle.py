@@ -231,6 +231,8 @@ def test_losing_the_hypervisor_ends_the_emulator(machine: Machine) -> None:
     process.await_line("ready")
     local.stop("lost")
     assert process.wait() == ExitCode.HYPERVISOR_LOST
+    said = [line for line in process.lines if "the store is gone" in line]
+    assert (len(said), "the domains of local:lost have ended" in said[0]) == (1, True), process.lines
 
 
 def test_losing_the_hypervisor_in_the_middle_of_stopping_ends_the_emulator(machine: Machine) -> None:

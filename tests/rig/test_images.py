@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.xen_rig import kernel, modules
+from scripts.xen_rig import domu_config, kernel, modules, ramdisk
 from scripts.xen_rig.cpio import Ramdisk
 from scripts.xen_rig.errors import RigError
 
@@ -59,6 +59,15 @@ def test_ramdisks_can_be_appended(tmp_path: Path) -> None:
         assert len(file.getvalue()) % 512 == 0
         whole += file.getvalue()
     assert {"etc/one", "etc/two"} <= set(entries(whole))
+
+
+def test_dom0s_ramdisk_has_the_spare_domus_and_what_their_own_begins_with(tmp_path: Path) -> None:
+    (tmp_path / "boot.cpio").touch()
+    found = entries(ramdisk.content(tmp_path / "boot.cpio"))
+    for name, kind in domu_config.SPARES.items():
+        assert f'type="{kind}"\nname="{name}"\n'.encode() in found[f"rig/spares/{name}"][1]
+    theirs = entries(found["rig/domu.cpio"][1])
+    assert {"init", "usr/sbin/poweroff", "rig/agent/scripts/xen_rig/domu_agent/__main__.py"} <= set(theirs)
 
 
 def bzimage(payload: bytes, setup_sectors: int = 2) -> bytes:

@@ -55,6 +55,7 @@ def test_nodes_of_a_transaction_count(guest: Store) -> None:
     with pytest.raises(StoreError) as error:
         guest.transact(many)
     assert error.value.errno == errno.ENOSPC
+    assert "(ENOSPC); this domain's quota is used up: remove" in str(error.value)
     assert guest.directory("device") == []
     guest.write("device/x", "")
 

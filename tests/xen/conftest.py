@@ -9,9 +9,19 @@ collect_ignore_glob = [] if IN_DOM0 else ["test_*.py"]
 
 if IN_DOM0:
     # Here and nowhere else: a fixture that is imported into a module is another one, with a domU of its own.
-    from tests.xen.serving import dom0, domu, other, victim
+    from tests.xen.serving import dom0, domu, guest, image, machine, other, supervisor
 
-    __all__ = ["dom0", "domu", "other", "victim"]
+    __all__ = ["dom0", "domu", "guest", "image", "machine", "other", "supervisor"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "last: leaves `domu` another domain or none, so it comes after all others of it")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Before pytest itself puts those of one kind of domU together, which keeps their order.
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

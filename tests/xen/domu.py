@@ -6,11 +6,13 @@
             guest("connect", dev=0)
 
 A domU boots from memory (kernel and ramdisk of the rig) and has this checkout's package, Python, busybox and the
-libraries of Xen. `emulator=True` adds numpy, click and rich, for a driver domain.
+libraries of Xen. `emulator=True` adds numpy, click and rich, for a driver domain. One without peculiarities is a spare
+of the saved state as long as there is one: nobody waits for it to boot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -19,24 +21,21 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
+from scripts.xen_rig import domu_config
 from scripts.xen_rig.domu_agent.client import Client, DomuGone, RemoteProcess
+from scripts.xen_rig.domu_config import RAMDISKS, Kind
 
-KERNEL: Final = Path("/usr/lib/rig/vmlinux")
 RAMDISK: Final = Path("/usr/lib/rig/domu.cpio")
 LIBRARIES: Final = Path("/rig/libraries/domu.cpio")
+OUR_RAMDISK: Final = Path("/rig/domu.cpio")
 SITE: Final = Path("/rig/site/domu.cpio")
-WORK: Final = Path("/run/rig")
+SPARES: Final = RAMDISKS / "spares"
 CONSOLES: Final = Path("/var/log/xen/console")
-KERNEL_ARGUMENTS: Final = (
-    "console=hvc0 loglevel=4 panic=1 mitigations=off"
-    " rodata=off cryptomgr.notests apparmor=0 lsm=capability"  # 3 s less to boot: pages remapped, self-tests, policies
-)
 START_TIMEOUT: Final = 60.0
 TAIL: Final = 25
 
-Kind = Literal["pv", "pvh"]
 _numbers = itertools.count(1)
 
 
@@ -49,57 +48,41 @@ class Completed(NamedTuple):
 class Domu:
     """A domU from `start` (or entering the context) to `destroy` (or leaving it).
 
-    `cpus`: physical CPUs for it; dom0 is pinned to 0. `extra`: more lines of xl.cfg(5). `arguments`: of its kernel.
+    `options`: those of `domu_config.text`. `cpus`: physical CPUs for it; dom0 is pinned to 0. `extra`: more lines of
+    xl.cfg(5). `arguments`: of its kernel. With any of them it is booted, and so it is when no spare is left.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        *,
-        name: str | None = None,
-        vcpus: int = 1,
-        memory: int = 256,
-        cpus: str = "1",
-        emulator: bool = False,
-        extra: Sequence[str] = (),
-        arguments: str = "",
-    ) -> None:
-        self.name = name or f"{kind}-{next(_numbers)}"
+    def __init__(self, kind: Kind, *, emulator: bool = False, **options: Any) -> None:
+        self.name = ""
         self.domid = -1
-        # Half of it is the limit of what may lie in the root, which is memory too.
-        self._memory = memory + (256 if emulator else 0)
+        self._kind: Kind = kind
         self._emulator = emulator
+        self._options = options
         self._client: Client | None = None
-        self._settings = [
-            f'type="{kind}"',
-            f'name="{self.name}"',
-            f"vcpus={vcpus}",
-            f"memory={self._memory}",
-            f'cpus="{cpus}"',
-            f'kernel="{KERNEL}"',
-            f'cmdline="{KERNEL_ARGUMENTS} {arguments}"',
-            # Without it a PVH domU dies in software emulation: rdtscp is not there.
-            'tsc_mode="native"',
-            'on_crash="destroy"',
-            *extra,
-        ]
+        self._site_of = -1  # the domid that has this checkout's package
 
     def start(self) -> Self:
         """Returns when the domU takes commands. Raises AssertionError with its console's end if it never does."""
-        settings = [*self._settings, f'ramdisk="{ramdisk(self._emulator)}"']
-        configuration = WORK / f"{self.name}.cfg"
-        configuration.write_text("\n".join(settings) + "\n")
-        done = subprocess.run(["xl", "create", "-q", configuration], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (
-            f"xl create {self.name} failed with {free_memory()} MiB free: {done.stderr.strip()[:2000]}"
-        )
-        self.domid = int(xl("domid", self.name))
+        spare = None if self._options or self._emulator else take_spare(self._kind)
+        self.name = spare or f"{self._kind}-{next(_numbers)}"
+        if spare is None:
+            self._boot()
         try:
             self.connect()
         except BaseException:
             self.destroy()
             raise
         return self
+
+    def _boot(self) -> None:
+        make_ramdisk(self._emulator)
+        configuration = RAMDISKS / f"{self.name}.cfg"
+        text = domu_config.text(self._kind, self.name, emulator=self._emulator, **self._options)
+        configuration.write_text(text)
+        done = subprocess.run(["xl", "create", "-q", configuration], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (
+            f"xl create {self.name} failed with {free_memory()} MiB free: {done.stderr.strip()[:2000]}"
+        )
 
     def connect(self, timeout: float = START_TIMEOUT) -> None:
         """To the domU's agent; again after a reboot of the domU, with its new domid."""
@@ -110,6 +93,10 @@ class Domu:
             self._client = Client(self.domid, timeout)
         except DomuGone as error:
             raise AssertionError(f"{error}; its console ends with:\n{self.console_tail()}") from error
+        if self._site_of != self.domid:
+            done = self.run("cd / && exec cpio -idmu", stdin=SITE.read_bytes())
+            assert done.code == 0, done.output
+            self._site_of = self.domid
 
     def popen(
         self,
@@ -117,17 +104,19 @@ class Domu:
         *,
         environment: Mapping[str, str] | None = None,
         directory: str | None = None,
+        merged: bool = False,
     ) -> RemoteProcess:
-        """Starts a process. A string is the shell's. The domU's PATH, PYTHONPATH and so on are set."""
+        """Starts a process. A string is the shell's. The domU's PATH, PYTHONPATH and so on are set.
+
+        `merged`: standard error comes with standard output.
+        """
         assert self._client is not None, f"{self.name} is not running"
-        return self._client.start(
-            ["sh", "-c", command] if isinstance(command, str) else command, environment, directory
-        )
+        argv = ["sh", "-c", command] if isinstance(command, str) else command
+        return self._client.start(argv, environment, directory, merged=merged)
 
     def run(self, command: str | Sequence[str], timeout: float = 60.0, stdin: bytes = b"") -> Completed:
         """Starts a process and waits for its end."""
-        argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
-        process = self.popen(["sh", "-c", 'exec "$@" 2>&1', "sh", *argv])
+        process = self.popen(command, merged=True)
         if stdin:
             process.write(stdin)
         process.close_stdin()
@@ -235,15 +224,24 @@ def free_memory() -> int:
     return next(int(line.split(":")[1]) for line in xl("info").splitlines() if line.startswith("free_memory"))
 
 
-def ramdisk(emulator: bool) -> Path:
+def make_ramdisk(emulator: bool) -> None:
     """The domUs' ramdisk, put together once in memory."""
-    path = WORK / ("driver.cpio" if emulator else "domu.cpio")
+    path = domu_config.ramdisk(emulator)
     if not path.exists():
-        WORK.mkdir(exist_ok=True)
+        RAMDISKS.mkdir(exist_ok=True)
         temporary = path.with_suffix(".new")
         with temporary.open("wb") as out:
-            for part in (RAMDISK, *([LIBRARIES] if emulator else []), SITE):
+            for part in (RAMDISK, *([LIBRARIES] if emulator else []), OUR_RAMDISK):
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, out, 1 << 20)
         temporary.rename(path)
-    return path
+
+
+def take_spare(kind: Kind) -> str | None:
+    """The name of a domU that runs since the state was saved, and that is the caller's from here on."""
+    for name, its_kind in domu_config.SPARES.items():
+        if its_kind == kind:
+            with contextlib.suppress(FileNotFoundError):
+                (SPARES / name).unlink()
+                return name
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from cpp_ring import xen
 from cpp_ring.store import Store
+from emulator.machine import Machine, open_machine, parse_hypervisor
 from emulator.store_paths import State, backend_dir, backends_dir
+from scripts.xen_rig.domu_config import Kind
 from tests.emulator.machines import Process
-from tests.xen.domu import Domu, Kind
+from tests.xen.domu import Domu, GuestAgent
 
 SECTOR: Final = 512
 MIB: Final = 1 << 20
@@ -25,24 +28,23 @@ MODELS: Final = Path(__file__).parent.parent / "emulator" / "models.py"
 
 @pytest.fixture(scope="session", params=["pv", "pvh"])
 def domu(request: pytest.FixtureRequest) -> Iterator[Domu]:
-    """For tests that leave it as it was."""
+    """For tests that leave it as it was, but for the `last` ones."""
     kind: Kind = request.param
-    with Domu(kind, vcpus=1) as started:
+    with Domu(kind) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def other() -> Iterator[Domu]:
     """A second one, for tests that want two."""
-    with Domu("pvh", name="other") as started:
+    with Domu("pvh") as started:
         yield started
 
 
-@pytest.fixture(params=["pv", "pvh"])
-def victim(request: pytest.FixtureRequest) -> Iterator[Domu]:
-    """For tests that do not."""
-    kind: Kind = request.param
-    with Domu(kind, name=f"victim-{kind}") as started:
+@pytest.fixture(scope="module")
+def guest(domu: Domu) -> Iterator[GuestAgent]:
+    """A driver in it without devices: each start is a second. Tests leave theirs."""
+    with domu.agent() as started:
         yield started
 
 
@@ -50,6 +52,26 @@ def victim(request: pytest.FixtureRequest) -> Iterator[Domu]:
 def dom0() -> Iterator[Store]:
     with xen.open_store() as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    return open_machine(parse_hypervisor("xen"))
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Process]:
+    process = Process("supervise", "--hypervisor", "xen")
+    process.await_line("watching the domains")
+    yield process
+    assert process.stop() == 0, process.lines
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(os.urandom(MIB))
+    return path
 
 
 class Emulator(Process):

@@ -34,11 +34,15 @@ ROWS = {
 }
 
 
-@pytest.fixture(scope="module")
-def domu() -> Iterator[Domu]:
-    with Domu("pv") as started:
-        started.disconnect()  # the bench has the connection to itself
-        yield started
+pytestmark = pytest.mark.parametrize("domu", ["pv"], indirect=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connection(domu: Domu) -> Iterator[None]:
+    """The bench has it to itself."""
+    domu.disconnect()
+    yield
+    domu.connect()
 
 
 def bench(domid: int, guest: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 from typing import Final
 
+from scripts.xen_rig.domu_agent.forked import Fork, is_python, preload
 from scripts.xen_rig.domu_agent.frames import Decoder, Kind, encode
 from scripts.xen_rig.domu_agent.vchan import Vchan
 
@@ -23,23 +24,31 @@ READ_SIZE: Final = 1 << 16
 class Child:
     """One process, with what is to be written to it."""
 
-    def __init__(self, number: int, argv: list[str], environment: dict[str, str], directory: str | None) -> None:
+    def __init__(
+        self, number: int, argv: list[str], environment: dict[str, str], directory: str | None, *, merged: bool
+    ) -> None:
+        """`merged`: standard error goes where standard output goes."""
         self.number = number
-        self.process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-            cwd=directory,
-            start_new_session=True,
-            bufsize=0,
+        self.process = (
+            Fork(argv, environment, directory, merged=merged)
+            if is_python(argv)
+            else subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+                env={**os.environ, **environment},
+                cwd=directory,
+                start_new_session=True,
+                bufsize=0,
+            )
         )
         assert self.process.stdin
         assert self.process.stdout
-        assert self.process.stderr
         self.stdin = self.process.stdin
-        self.outputs = {self.process.stdout.fileno(): Kind.STDOUT, self.process.stderr.fileno(): Kind.STDERR}
+        self.outputs = {self.process.stdout.fileno(): Kind.STDOUT}
+        if self.process.stderr:
+            self.outputs[self.process.stderr.fileno()] = Kind.STDERR
         for descriptor in (self.stdin.fileno(), *self.outputs):
             os.set_blocking(descriptor, False)
         self.pid_descriptor = os.pidfd_open(self.process.pid)
@@ -164,6 +173,7 @@ class Agent:
 
 
 def main() -> None:
+    preload()
     while True:
         channel = Vchan.server(DOM0)
         try:

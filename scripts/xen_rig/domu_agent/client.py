@@ -131,13 +131,19 @@ class Client:
             raise DomuGone(f"the agent of domain {domid} did not answer in {timeout:g} s")
 
     def start(
-        self, argv: Sequence[str], environment: Mapping[str, str] | None = None, directory: str | None = None
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        directory: str | None = None,
+        *,
+        merged: bool = False,
     ) -> RemoteProcess:
+        """`merged`: its standard error comes with its standard output."""
         with self._lock:
             self._count += 1
             number = self._count
             process = self._processes[number] = RemoteProcess(self, number, " ".join(argv))
-        order = {"argv": list(argv), "environment": dict(environment or {}), "directory": directory}
+        order = {"argv": list(argv), "environment": dict(environment or {}), "directory": directory, "merged": merged}
         self.send(encode(Kind.START, number, json.dumps(order).encode()))
         return process
 

@@ -21,7 +21,7 @@ class Kind(enum.IntEnum):
     HELLO = 1
     """From the domU, first of all."""
     START = 2
-    """To the domU: JSON with `argv`, `environment`, `directory`."""
+    """To the domU: JSON with `argv`, `environment`, `directory`, `merged`."""
     STDIN = 3
     STDIN_END = 4
     SIGNAL = 5
