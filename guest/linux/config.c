@@ -86,7 +86,9 @@ static void get(struct virtio_device *vdev, unsigned int offset, void *data, uns
 	if (!err)
 		return;
 	memset(data, 0, length);
-	dev_warn_ratelimited(&vdev->dev, "%u bytes of config space at %u cannot be read: %d\n", length, offset, err);
+	if (err != -ENODEV)
+		dev_warn_ratelimited(&vdev->dev, "%u bytes of config space at %u cannot be read: %d\n", length, offset,
+				     err);
 }
 
 static int write_config(struct vmsgx_device *dev, unsigned int offset, const void *data, unsigned int length)
@@ -124,7 +126,7 @@ static void set(struct virtio_device *vdev, unsigned int offset, const void *dat
 		if (err != -ENOTCONN)
 			break;
 	}
-	if (err)
+	if (err && err != -ENODEV)
 		dev_warn_ratelimited(&vdev->dev, "%u bytes of config space at %u cannot be written: %d\n", length,
 				     offset, err);
 }
@@ -187,7 +189,7 @@ static void set_status(struct virtio_device *vdev, u8 status)
 		if (err != -ENOTCONN)
 			break;
 	}
-	if (err)
+	if (err && err != -ENODEV)	/* why it was given up has been said */
 		dev_warn_ratelimited(&vdev->dev, "status %#x cannot be set: %d\n", status, err);
 }
 
@@ -205,7 +207,7 @@ static void reset(struct virtio_device *vdev)
 	dev->status = 0;
 	dev->features_written = false;
 	if (READ_ONCE(dev->up) && !vmsgx_set_status(dev, 0, &status) && status)
-		vmsgx_give_up(dev, "the device does not reset");
+		vmsgx_give_up(dev, "the backend refuses a device reset");
 	mutex_unlock(&dev->lock);
 	vmsgx_synchronize_cbs(vdev);
 }

@@ -4,13 +4,14 @@
 
 #include "vmsgx.h"
 
-static int open_port(struct vmsgx_device *dev, irq_handler_t handler, void *opaque, evtchn_port_t *port, int *irq)
+static int open_port(struct vmsgx_device *dev, const char *name, irq_handler_t handler, void *opaque,
+		     evtchn_port_t *port, int *irq)
 {
 	int err = xenbus_alloc_evtchn(dev->xdev, port);
 
 	if (err)
 		return err;
-	err = bind_evtchn_to_irqhandler_lateeoi(*port, handler, 0, dev->xdev->nodename, opaque);
+	err = bind_evtchn_to_irqhandler_lateeoi(*port, handler, 0, name, opaque);
 	if (err < 0) {
 		xenbus_free_evtchn(dev->xdev, *port);
 		return err;
@@ -23,12 +24,12 @@ static int open_port(struct vmsgx_device *dev, irq_handler_t handler, void *opaq
 int vmsgx_ports_open(struct vmsgx_device *dev)
 {
 	unsigned int i;
-	int err = open_port(dev, vmsgx_channel_interrupt, dev, &dev->port, &dev->irq);
+	int err = open_port(dev, dev_name(&dev->xdev->dev), vmsgx_channel_interrupt, dev, &dev->port, &dev->irq);
 
 	for (i = 0; !err && i < dev->queue_count; i++) {
 		struct vmsgx_queue *queue = &dev->queues[i];
 
-		err = open_port(dev, vmsgx_queue_interrupt, queue, &queue->port, &queue->irq);
+		err = open_port(dev, queue->name, vmsgx_queue_interrupt, queue, &queue->port, &queue->irq);
 	}
 	if (err)
 		vmsgx_ports_close(dev);

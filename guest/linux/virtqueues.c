@@ -31,6 +31,7 @@ int vmsgx_queues_alloc(struct vmsgx_device *dev, u32 device_id, unsigned int cou
 
 		queue->dev = dev;
 		queue->index = i;
+		snprintf(queue->name, sizeof(queue->name), "%s:%u", dev_name(&dev->xdev->dev), i);
 		spin_lock_init(&queue->lock);
 		INIT_LIST_HEAD(&queue->waiting);
 		INIT_LIST_HEAD(&queue->published);

@@ -82,6 +82,7 @@ struct vmsgx_chain {
 struct vmsgx_queue {
 	struct vmsgx_device *dev;
 	unsigned int index;
+	char name[24];			/* of its interrupt */
 	evtchn_port_t port;
 	int irq;			/* 0: no port */
 	struct vmsgx_pool pool;

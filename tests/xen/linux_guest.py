@@ -10,8 +10,9 @@ from tests.xen.domu import Domu
 from tests.xen.serving import until
 
 MODULE: Final = "/rig/site/module/virtio_msg_xen.ko"
-DRIVERS: Final = "virtio_ring virtio_blk virtio_net virtio-rng ext4"
+DRIVERS: Final = "virtio_ring virtio_blk virtio_net virtio-rng crc32c_generic ext4"
 UNBIND: Final = "/sys/bus/xen/drivers/virtio-msg/unbind"
+TRACING: Final = "/sys/kernel/tracing"
 
 
 @contextmanager
@@ -51,3 +52,19 @@ def await_path(domu: Domu, path: str) -> None:
 
 def await_gone(domu: Domu, path: str) -> None:
     until(lambda: domu.run(["test", "-e", path]).code != 0, f"{path} is still there:\n{log(domu)}")
+
+
+@contextmanager
+def traced(domu: Domu, event: str) -> Iterator[None]:
+    """With an event of the module's in the trace, see `trace`."""
+    code, output = domu.run(f"mount -t tracefs tracefs {TRACING}")
+    assert code == 0 or "busy" in output, output
+    shell(domu, f"echo > {TRACING}/trace; echo 1 > {TRACING}/events/virtio_msg_xen/{event}/enable")
+    try:
+        yield
+    finally:
+        shell(domu, f"echo 0 > {TRACING}/events/virtio_msg_xen/{event}/enable")
+
+
+def trace(domu: Domu) -> list[str]:
+    return [line for line in shell(domu, f"cat {TRACING}/trace").splitlines() if not line.startswith("#")]
