@@ -331,9 +331,12 @@ int vmsgx_restore(struct vmsgx_device *dev)
 	}
 	if (!err && wanted & VIRTIO_CONFIG_S_FEATURES_OK)
 		err = restore_status(dev, wanted & ~VIRTIO_CONFIG_S_DRIVER_OK);
-	for (i = 0; !err && i < dev->queue_count; i++)
-		if (dev->queues[i].driver)
-			err = vmsgx_set_vqueue(dev, &dev->queues[i]);
+	for (i = 0; !err && i < dev->queue_count; i++) {
+		if (!dev->queues[i].driver)
+			continue;
+		vmsgx_queue_prepare(&dev->queues[i]);
+		err = vmsgx_set_vqueue(dev, &dev->queues[i]);
+	}
 	if (!err && wanted & VIRTIO_CONFIG_S_DRIVER_OK) {
 		err = restore_status(dev, wanted);
 		if (!err)

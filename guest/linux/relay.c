@@ -459,8 +459,11 @@ static void withdraw(struct vmsgx_queue *queue)
 	vmsgx_pool_clear(&queue->pool);
 }
 
-/* The device has just taken DRIVER_OK: its ring begins at index 0, with what it had not completed before. */
-void vmsgx_queue_start(struct vmsgx_queue *queue)
+/*
+ * The device is about to begin with this ring at index 0: what is left of an earlier life must not be there when it
+ * looks, which is as soon as it takes DRIVER_OK.
+ */
+void vmsgx_queue_prepare(struct vmsgx_queue *queue)
 {
 	unsigned long flags;
 
@@ -471,6 +474,15 @@ void vmsgx_queue_start(struct vmsgx_queue *queue)
 	memset(queue->read_area.vaddr, 0, queue->read_area.count * PAGE_SIZE);
 	memset(queue->write_area.vaddr, 0, queue->write_area.count * PAGE_SIZE);
 	queue->event_idx = queue->dev->features & BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
+	spin_unlock_irqrestore(&queue->lock, flags);
+}
+
+/* The device has taken DRIVER_OK, or the queue alone: it gets what it had not completed before, then what is new. */
+void vmsgx_queue_start(struct vmsgx_queue *queue)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
 	queue->running = true;
 	if (fill(queue)) {
 		queue->call_later = true;

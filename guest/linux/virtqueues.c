@@ -160,6 +160,7 @@ static struct virtqueue *setup_vq(struct vmsgx_device *dev, unsigned int index, 
 	err = alloc_rings(queue);
 	if (err)
 		goto fail_chains;
+	vmsgx_queue_prepare(queue);
 	err = vmsgx_set_vqueue(dev, queue);
 	if (err)
 		goto fail_rings;
@@ -332,8 +333,10 @@ int vmsgx_enable_vq_after_reset(struct virtqueue *vq)
 	err = alloc_chains(queue);
 	if (!err)
 		err = alloc_rings(queue);
-	if (!err)
-		err = vmsgx_set_vqueue(dev, queue);
+	if (err)
+		goto out;
+	vmsgx_queue_prepare(queue);
+	err = vmsgx_set_vqueue(dev, queue);
 	if (err)
 		goto out;	/* it stays unused; del_vqs frees what there is */
 	adopt(queue);

@@ -116,6 +116,7 @@ struct vmsgx_queue {
 
 bool vmsgx_queue_notify(struct virtqueue *vq);
 irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque);
+void vmsgx_queue_prepare(struct vmsgx_queue *queue);
 void vmsgx_queue_start(struct vmsgx_queue *queue);
 void vmsgx_queue_stop(struct vmsgx_queue *queue);
 void vmsgx_queue_forget(struct vmsgx_queue *queue);

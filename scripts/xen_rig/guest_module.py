@@ -1,6 +1,6 @@
 """The guest's kernel module, guest/linux, compiled for the rig's kernel with its headers, none of which the host has to have.
 
-    virtio_msg_xen.ko
+virtio_msg_xen.ko
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make(place: Path, apt: Apt, packages: Sequence[Package]) -> Path:
         headers = _headers(out.resolve() / "headers", apt, kernel)
         # The debugger's information is most of the work, and nobody looks at it here.
         libraries = out.resolve() / "headers/usr/lib/x86_64-linux-gnu"
-        command = [builder, "--kernel", headers, "--output", out.resolve() / "built"]
+        command: list[str | Path] = [builder, "--kernel", headers, "--output", out.resolve() / "built"]
         run(command, KCFLAGS="-g0", LD_LIBRARY_PATH=str(libraries))
         (out / "built" / NAME).rename(out / NAME)
         for name in ("headers", "built"):
