@@ -1,4 +1,4 @@
-"""The guest's kernel module, guest/linux, compiled for the rig's kernel with its headers, none of which the host has to have.
+"""The guest's kernel module, guest/linux, compiled for the rig's kernel; the host needs no headers of it.
 
 virtio_msg_xen.ko
 """

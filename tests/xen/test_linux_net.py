@@ -25,7 +25,7 @@ THERE: Final = "10.77.0.2"
 MAC: Final = "02:00:00:77:00:02"
 MTU: Final = 1400
 PINGS: Final = 100
-SIZE: Final = 8 * MIB
+SIZE: Final = 2 * MIB
 CARD: Final = "/sys/class/net/eth0"
 
 
