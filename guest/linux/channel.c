@@ -78,8 +78,11 @@ bool vmsgx_channel_free(struct vmsgx_device *dev)
 
 bool vmsgx_backend_alive(const struct vmsgx_device *dev)
 {
-	/* Partner: the backend's release store of 0; what it wrote before, an answer perhaps, is seen with its death. */
-	return dev->be && virt_load_acquire(&dev->be->header.live) != VMSG_XEN_DEAD;
+	/*
+	 * Partner: the backend's release store of 0; what it wrote before, an answer perhaps, is seen with its death.
+	 * After a restore the page is as it was, and nobody is there.
+	 */
+	return dev->be && !READ_ONCE(dev->resumed) && virt_load_acquire(&dev->be->header.live) != VMSG_XEN_DEAD;
 }
 
 /* The backend's mirror of the device status. */

@@ -194,7 +194,7 @@ static void set_status(struct virtio_device *vdev, u8 status)
 }
 
 /* A device that is away or given up has nothing to reset. */
-static void reset(struct virtio_device *vdev)
+static void reset_device(struct virtio_device *vdev)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
 	unsigned int i;
@@ -282,7 +282,7 @@ const struct virtio_config_ops vmsgx_config_ops = {
 	.generation = generation,
 	.get_status = get_status,
 	.set_status = set_status,
-	.reset = reset,
+	.reset = reset_device,
 	.find_vqs = vmsgx_find_vqs,
 	.del_vqs = vmsgx_del_vqs,
 	.synchronize_cbs = vmsgx_synchronize_cbs,

@@ -343,6 +343,8 @@ void vmsgx_state_work(struct work_struct *work)
 		forget_the_old_xen(dev);
 	for (i = 0; i < dev->queue_count; i++)
 		vmsgx_queue_call_late(&dev->queues[i]);
+	if (dev->late)
+		vmsgx_give_up(dev, "the backend does not complete a request");
 	if (dev->lied)
 		vmsgx_give_up(dev, "a used ring of the backend holds what cannot be");
 	step(dev, state);

@@ -395,6 +395,24 @@ static bool relay(struct vmsgx_queue *queue, bool *lied)
 	return queue->driver_used != before && wants_call(queue);
 }
 
+/* What is in the device's ring has to be published again, before everything else and in its order. */
+static void withdraw(struct vmsgx_queue *queue)
+{
+	struct vmsgx_chain *chain;
+
+	queue->running = false;
+	list_for_each_entry(chain, &queue->published, link)
+		chain->published = false;
+	list_splice_init(&queue->published, &queue->waiting);
+	queue->published_count = 0;
+	vmsgx_pool_clear(&queue->pool);
+}
+
+static bool unanswered(const struct vmsgx_queue *queue)
+{
+	return queue->published_count || !list_empty(&queue->waiting);
+}
+
 /* In process context; the driver expects bottom halves to run when its callback has returned. */
 static void call_driver(struct vmsgx_queue *queue)
 {
@@ -415,8 +433,34 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 		queue->call_later = true;
 		queue_work(vmsgx_workqueue, &queue->dev->state_work);
 	}
+	if (!vq->callback && unanswered(queue))
+		mod_timer(&queue->deadline, jiffies + msecs_to_jiffies(vmsgx_timeout_ms));
 	spin_unlock_irqrestore(&queue->lock, flags);
 	return !READ_ONCE(queue->dev->dead);
+}
+
+/*
+ * A driver that gave no callback looks for its answer in a loop, which may be all that this CPU does. Requests of such
+ * a queue do not wait for a backend that is away, and one that is there has as long as for an exchange.
+ */
+void vmsgx_queue_deadline(struct timer_list *timer)
+{
+	struct vmsgx_queue *queue = container_of(timer, struct vmsgx_queue, deadline);
+	struct vmsgx_chain *chain, *following;
+	unsigned long flags;
+
+	spin_lock_irqsave(&queue->lock, flags);
+	if (queue->published_count) {
+		/* It might still write into the pool. */
+		WRITE_ONCE(queue->dev->late, true);
+		queue_work(vmsgx_workqueue, &queue->dev->state_work);
+		withdraw(queue);
+	}
+	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
+		list_del_init(&chain->link);
+		fail(queue, chain - queue->chains);
+	}
+	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
 /* The device used buffers, or rang for nothing. */
@@ -425,16 +469,18 @@ irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque)
 	struct vmsgx_queue *queue = opaque;
 	unsigned long flags;
 	bool progress, call = false, lied = false;
+	struct virtqueue *vq;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	if (queue->vq)
+	vq = queue->vq;
+	if (vq)
 		call = relay(queue, &lied);
 	progress = queue->progress;
 	queue->progress = false;
 	trace_vmsgx_interrupt(queue->dev->xdev->nodename, queue->index, queue->used_idx, call);
 	spin_unlock_irqrestore(&queue->lock, flags);
 	if (call)
-		vring_interrupt(irq, queue->vq);
+		vring_interrupt(irq, vq);
 	if (lied) {
 		WRITE_ONCE(queue->dev->lied, true);
 		queue_work(vmsgx_workqueue, &queue->dev->state_work);
@@ -445,19 +491,6 @@ irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque)
 }
 
 /* ---- life ------------------------------------------------------------------------------------------ */
-
-/* What is in the device's ring has to be published again, before everything else and in its order. */
-static void withdraw(struct vmsgx_queue *queue)
-{
-	struct vmsgx_chain *chain;
-
-	queue->running = false;
-	list_for_each_entry(chain, &queue->published, link)
-		chain->published = false;
-	list_splice_init(&queue->published, &queue->waiting);
-	queue->published_count = 0;
-	vmsgx_pool_clear(&queue->pool);
-}
 
 /*
  * The device is about to begin with this ring at index 0: what is left of an earlier life must not be there when it

@@ -33,6 +33,7 @@ int vmsgx_queues_alloc(struct vmsgx_device *dev, u32 device_id, unsigned int cou
 		queue->index = i;
 		snprintf(queue->name, sizeof(queue->name), "%s:%u", dev_name(&dev->xdev->dev), i);
 		spin_lock_init(&queue->lock);
+		timer_setup(&queue->deadline, vmsgx_queue_deadline, 0);
 		INIT_LIST_HEAD(&queue->waiting);
 		INIT_LIST_HEAD(&queue->published);
 		err = vmsgx_pool_init(&queue->pool, &dev->arena, i * pages, pages);
@@ -124,6 +125,7 @@ static void del_vq(struct vmsgx_queue *queue)
 	queue->driver = NULL;
 	queue->call_later = false;
 	spin_unlock_irq(&queue->lock);
+	timer_delete_sync(&queue->deadline);
 	if (queue->irq)
 		synchronize_irq(queue->irq);	/* its handler may be calling the driver */
 	free_rings(queue);

@@ -11,6 +11,7 @@
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/spinlock.h>
+#include <linux/timer.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
@@ -112,10 +113,12 @@ struct vmsgx_queue {
 	struct list_head waiting;	/* not in the device's ring, in order */
 	struct list_head published;	/* in the device's ring, in order of publication */
 	struct vmsgx_chain *chains;	/* num of them */
+	struct timer_list deadline;	/* of requests that the driver polls for */
 };
 
 bool vmsgx_queue_notify(struct virtqueue *vq);
 irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque);
+void vmsgx_queue_deadline(struct timer_list *timer);
 void vmsgx_queue_prepare(struct vmsgx_queue *queue);
 void vmsgx_queue_start(struct vmsgx_queue *queue);
 void vmsgx_queue_stop(struct vmsgx_queue *queue);
@@ -153,6 +156,7 @@ struct vmsgx_device {
 	bool offered;			/* our nodes are there for the backend */
 	bool met;			/* and it has connected to them */
 	bool up;			/* exchanges are possible; set under `lock`, cleared by anyone */
+	bool late;			/* a request that a driver polls for was not answered in time */
 	bool lied;			/* a used ring holds what cannot be */
 	bool dead;			/* for good: no exchange, every request fails */
 	bool known;			/* `info` is what the device was at first */
