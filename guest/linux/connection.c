@@ -432,6 +432,9 @@ void vmsgx_bus_work(struct work_struct *work)
 /* The end of what main.c began. The backend may be there or not. */
 void vmsgx_close(struct vmsgx_device *dev)
 {
+	/* Once it has vanished, what appears there by the time we are done is another device's. */
+	bool ours = xenbus_exists(XBT_NIL, dev->xdev->nodename, "");
+
 	mutex_lock(&dev->lock);
 	dev->removing = true;
 	dev->unplugged = true;
@@ -445,7 +448,9 @@ void vmsgx_close(struct vmsgx_device *dev)
 	/* What they may have begun meanwhile. */
 	cancel_delayed_work_sync(&dev->retry_work);
 	cancel_work_sync(&dev->bus_work);
-	xenbus_switch_state(dev->xdev, XenbusStateClosing);
+	if (ours)
+		xenbus_switch_state(dev->xdev, XenbusStateClosing);
 	vmsgx_queues_free(dev);
-	xenbus_switch_state(dev->xdev, XenbusStateClosed);
+	if (ours)
+		xenbus_switch_state(dev->xdev, XenbusStateClosed);
 }

@@ -26,12 +26,10 @@ def module(domu: Domu) -> Iterator[Domu]:
 
 
 def unload(domu: Domu) -> None:
-    """A bound device keeps the module in use."""
-    shell(
-        domu,
-        "cd /sys/bus/xen/drivers/virtio-msg && for device in virtio-msg-*; do"
-        f" test -e $device && echo $device > {UNBIND}; done; cd / && rmmod virtio_msg_xen",
-    )
+    """A bound device keeps the module in use, and one that has vanished until its driver is done with it."""
+    unbind = f"cd {UNBIND.rsplit('/', 1)[0]} && for device in virtio-msg-*; do echo $device > {UNBIND}; done"
+    domu.run(unbind)
+    until(lambda: domu.run("rmmod virtio_msg_xen").code == 0, f"the module stays:\n{log(domu)}")
 
 
 def shell(domu: Domu, command: str, timeout: float = 60.0) -> str:

@@ -19,8 +19,6 @@ from tests.xen.domu import Domu
 from tests.xen.linux_guest import await_gone, await_path, log, module, shell
 from tests.xen.serving import MIB, Emulator, nothing_left, until
 
-KILLS = 10
-PLUGS = 10
 BLOCK = 4096
 UNSEEN = Path(__file__).with_name("models.py")
 
@@ -59,7 +57,7 @@ for turn in range(1 << 30):
 
 
 def test_what_was_acknowledged_survives_an_emulator_that_is_killed_again_and_again(
-    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path
+    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path, cycles: int
 ) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(MIB))
@@ -69,7 +67,7 @@ def test_what_was_acknowledged_survives_an_emulator_that_is_killed_again_and_aga
     acknowledged = [-1] * (MIB // BLOCK)
     lines = 0
     try:
-        for kill in range(KILLS):
+        for kill in range(cycles):
             # Some writes between two kills, so that each hits a device at work.
             for _ in range(1 + 7 * kill % 20):
                 line = writer.read_line(60.0)
@@ -96,7 +94,7 @@ def test_what_was_acknowledged_survives_an_emulator_that_is_killed_again_and_aga
 
 
 def test_hot_plug_and_unplug_while_another_disk_is_under_load(
-    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path
+    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path, cycles: int
 ) -> None:
     images = [tmp_path / "a.img", tmp_path / "b.img"]
     for path in images:
@@ -105,7 +103,7 @@ def test_hot_plug_and_unplug_while_another_disk_is_under_load(
     await_path(linux, "/dev/vda")
     load = linux.popen("while dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo failed")
     try:
-        for _ in range(PLUGS):
+        for _ in range(cycles):
             second = toolstack.attach(dom0, 0, linux.domid, parse(f"blk,path={images[1]}"))
             await_path(linux, "/dev/vdb")
             # Unplugged in the middle of it.
