@@ -19,7 +19,7 @@ from typing import Self
 
 import pytest
 
-from cpp_ring import EventChannels, LocalHypervisor, MappedPages
+from cpp_ring import EventChannels, Hypervisor, LocalHypervisor, MappedPages
 from cpp_ring.store import Store, StoreError
 from emulator.local import ensure_broker, stop
 from guest import messages
@@ -122,13 +122,24 @@ class ScriptedDevice:
 
 
 class RawBackend:
-    """One device of `frontend` in a local machine, served from a thread between `start` (or `with`) and `stop`."""
+    """One device of `frontend` in a local machine, served from a thread between `start` (or `with`) and `stop`.
 
-    def __init__(self, directory: Path, device: ScriptedDevice, *, frontend: int = 1, number: int = 0) -> None:
+    `hypervisor`: dom0's, if the machine is not the local one in `directory`; then `open_store` is another, too.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        device: ScriptedDevice,
+        *,
+        frontend: int = 1,
+        number: int = 0,
+        hypervisor: Hypervisor | None = None,
+    ) -> None:
         self.directory = directory
         self.device = device
         self.frontend = frontend
-        self.hypervisor = LocalHypervisor(str(directory), 0)
+        self.hypervisor = hypervisor or LocalHypervisor(str(directory), 0)
         self._stores = threading.local()
         self.frontend_path = f"/local/domain/{frontend}/device/virtio-msg/{number}"
         self.path = f"/local/domain/0/backend/virtio-msg/{frontend}/{number}"
@@ -151,9 +162,12 @@ class RawBackend:
     def store(self) -> Store:
         """The calling thread's own connection, as dom0."""
         if not hasattr(self._stores, "store"):
-            self._stores.store = Store.open(self.directory / "dom0" / "xenstored")
+            self._stores.store = self.open_store()
         store: Store = self._stores.store
         return store
+
+    def open_store(self) -> Store:
+        return Store.open(self.directory / "dom0" / "xenstored")
 
     # ---- toolstack and xenbus ----
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.xen_rig import cache, recipe, root, site_packages
+from scripts.xen_rig import cache, guest_module, recipe, root, site_packages
 from scripts.xen_rig.host import require_tools
 from scripts.xen_rig.packages import Apt
 from scripts.xen_rig.sources import entries, release_of
@@ -42,6 +42,6 @@ def make(*, refresh: bool = False) -> Artefacts:
     return Artefacts(
         root=made,
         libraries=site_packages.libraries(place, environment),
-        site=site_packages.site(place, environment),
+        site=site_packages.site(place, environment, guest_module.make(place, apt, packages)),
         versions=about["versions"],
     )

@@ -28,6 +28,7 @@ SPARES: Final[dict[str, Kind]] = {"spare-1": "pv", "spare-2": "pvh", "spare-3": 
 
 
 def ramdisk(emulator: bool) -> Path:
+    """The one of a domU without peculiarities."""
     return RAMDISKS / ("driver.cpio" if emulator else "domu.cpio")
 
 
@@ -39,6 +40,7 @@ def text(
     memory: int = MEMORY,
     cpus: str = "1",
     emulator: bool = False,
+    own_ramdisk: Path | None = None,
     extra: Sequence[str] = (),
     arguments: str = "",
 ) -> str:
@@ -50,7 +52,7 @@ def text(
         f"memory={memory + (LIBRARIES_MEMORY if emulator else 0)}",
         f'cpus="{cpus}"',
         f'kernel="{KERNEL}"',
-        f'ramdisk="{ramdisk(emulator)}"',
+        f'ramdisk="{own_ramdisk or ramdisk(emulator)}"',
         f'cmdline="{KERNEL_ARGUMENTS} {arguments}"',
         # Without it a PVH domU dies in software emulation: rdtscp is not there.
         'tsc_mode="native"',

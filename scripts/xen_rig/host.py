@@ -19,6 +19,8 @@ TOOLS: Final = {
     "dpkg-deb": "dpkg",
     "tar": "tar",
     "apt-get": "apt",
+    "make": "make",
+    "gcc-12": "gcc-12",
 }
 """Programs and the Debian package of each."""
 SEARCHED: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
@@ -51,13 +53,14 @@ def require_tools() -> None:
         raise RigError(f"missing Debian packages; as root: apt-get install {' '.join(missing)}")
 
 
-def run(command: Sequence[str | Path], **environment: str) -> str:
+def run(command: Sequence[str | Path], directory: Path | None = None, **environment: str) -> str:
     """Output of a command. Raises RigError with the last line that it said."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        cwd=directory,
         env={**os.environ, **environment},
         check=False,
     )

@@ -75,6 +75,15 @@ class Apt:
             if not self._complete(package):
                 raise RigError(f"{package.file} is not what the archive had before: scripts/xen-rig build --refresh")
 
+    def fetch(self, names: Sequence[str], into: Path) -> list[Path]:
+        """Files of packages beside the ones that are unpacked, without what they need. `names`: or NAME=VERSION.
+
+        Raises RigError, also when the archives have moved on.
+        """
+        into.mkdir()
+        self._get("download", *names, directory=into)
+        return sorted(into.glob("*.deb"))
+
     def clean(self, packages: Sequence[Package]) -> None:
         """Forgets the files of other versions."""
         kept = {package.file for package in packages}
@@ -105,8 +114,10 @@ class Apt:
         found = re.findall(r"^'[^']*' (\S+\.deb) (\d+) ", lines, re.MULTILINE)
         return sorted((Package(file, int(size)) for file, size in found), key=lambda each: each.file)
 
-    def _get(self, *arguments: str) -> str:
-        return run([tool("apt-get"), "-qq", *arguments], APT_CONFIG=str(self._configuration), LC_ALL="C.UTF-8")
+    def _get(self, *arguments: str, directory: Path | None = None) -> str:
+        configuration = str(self._configuration.resolve())
+        command = [tool("apt-get"), "-qq", *arguments]
+        return run(command, directory, APT_CONFIG=configuration, LC_ALL="C.UTF-8")
 
     @property
     def _configuration(self) -> Path:

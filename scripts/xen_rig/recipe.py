@@ -18,6 +18,7 @@ PACKAGES: Final = (
     "coreutils",
     "dash",
     "diffutils",
+    "e2fsprogs",
     "findutils",
     "gawk",
     "grep",
@@ -63,7 +64,7 @@ DOMU_MODULES: Final = (
     "ext4", "crc32c_generic", "overlay",
 )  # fmt: skip
 
-DOMU_PROGRAMS: Final = ("usr/bin/python3", "usr/bin/xenstore")
+DOMU_PROGRAMS: Final = ("usr/bin/python3", "usr/bin/xenstore", "usr/sbin/mke2fs")
 DOMU_LIBRARIES: Final = (
     "libxenstore", "libxenevtchn", "libxengnttab", "libxenvchan", "libxentoolcore", "libxentoollog", "libstdc++",
     "libgcc_s",

@@ -88,9 +88,9 @@ def libraries(place: Path, environment: Environment) -> Path:
     return cache.artefact(place, "libraries", identity, lambda out: _make_libraries(out, environment)) / "image.ext4"
 
 
-def site(place: Path, environment: Environment) -> Path:
-    """The image of this checkout: package, tests, the rig's own code for dom0 and domUs."""
-    files = dict(_site_files(environment.path))
+def site(place: Path, environment: Environment, module: Path) -> Path:
+    """The image of this checkout: package, tests, the rig's own code for dom0 and domUs, the guest's kernel module."""
+    files = {**dict(_site_files(environment.path)), f"module/{module.name}": module}
     content = [*files.values(), *cache.sources("site_packages.py", "ext4.py", "cpio.py")]
     identity = cache.key(sorted(files), environment.minor, files=content)
     return cache.artefact(place, "site", identity, lambda out: _make_site(out, environment, files)) / "image.ext4"
@@ -128,6 +128,7 @@ def _make_site(out: Path, environment: Environment, files: dict[str, Path]) -> N
         ramdisk = Ramdisk(file)
         ramdisk.copy(tree / "bin", "rig/site/bin")
         ramdisk.copy(tree / "package", "rig/site/package")
+        ramdisk.copy(tree / "module", "rig/site/module")
         ramdisk.close()
     (out / "domu.cpio").rename(tree / "domu.cpio")
     make_image(tree, out / "image.ext4", multiple=SITE_SIZE)

@@ -24,6 +24,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cycles", type=int, default=5, help="how often tests on Xen kill, plug, load (default: 5)")
+
+
+@pytest.fixture(scope="session")
+def cycles(request: pytest.FixtureRequest) -> int:
+    number: int = request.config.getoption("--cycles")
+    return number
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not IN_DOM0:
         terminalreporter.section("NOT TESTED: tests/xen needs a dom0: scripts/xen-rig test", yellow=True, bold=True)

@@ -75,7 +75,8 @@ class Domu:
         return self
 
     def _boot(self) -> None:
-        make_ramdisk(self._emulator)
+        if "own_ramdisk" not in self._options:
+            make_ramdisk(self._emulator)
         configuration = RAMDISKS / f"{self.name}.cfg"
         text = domu_config.text(self._kind, self.name, emulator=self._emulator, **self._options)
         configuration.write_text(text)

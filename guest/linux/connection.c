@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The connection's life: the states of docs/protocol.md section 4, as far as they are the frontend's. The backend may
+ * die and come back at any time; the virtio device, once there, stays until it is unplugged.
+ */
+#include <linux/slab.h>
+#include <xen/xenbus.h>
+
+#include "vmsgx.h"
+
+/* Milliseconds after which a backend that waits, although we offered, has perhaps not seen it. */
+#define RETRY_MS 2000
+/* Recoveries of a device that asks for the next one without having completed a request. */
+#define MAX_FAILURES 3
+
+/* The connection is of no use any longer: the backend died, or this is another Xen. Any context. */
+void vmsgx_lost(struct vmsgx_device *dev)
+{
+	WRITE_ONCE(dev->up, false);
+	wake_up_all(&dev->wait);
+	queue_work(vmsgx_workqueue, &dev->state_work);
+}
+
+/* Every request fails from here on, those in flight first. Once. Under vmsgx_device.lock. */
+static void end(struct vmsgx_device *dev)
+{
+	unsigned int i;
+
+	WRITE_ONCE(dev->dead, true);
+	WRITE_ONCE(dev->up, false);
+	wake_up_all(&dev->wait);
+	for (i = 0; i < dev->queue_count; i++)
+		if (dev->queues[i].vq)
+			vmsgx_queue_abort(&dev->queues[i]);
+	if (dev->virtio)
+		virtio_break_device(&dev->virtio->vdev);
+}
+
+/* For good; says so in one line. Under vmsgx_device.lock. */
+void vmsgx_give_up(struct vmsgx_device *dev, const char *why)
+{
+	u32 code = 0, detail = 0;
+
+	lockdep_assert_held(&dev->lock);
+	if (dev->dead)
+		return;
+	if (dev->be) {
+		/* Partner: the backend's release store of the code, after the detail. */
+		code = le32_to_cpu(virt_load_acquire(&dev->be->header.error_code));
+		detail = le32_to_cpu(READ_ONCE(dev->be->header.error_detail));
+	}
+	dev_err(&dev->xdev->dev, "%s (its last objection: %u, %u); the device is broken\n", why, code, detail);
+	end(dev);
+}
+
+static void disconnect(struct vmsgx_device *dev)
+{
+	WRITE_ONCE(dev->up, false);
+	vmsgx_queues_stop(dev);
+	vmsgx_channel_leave(dev);
+	vmsgx_ports_close(dev);
+	if (!vmsgx_channel_free(dev))
+		dev_warn(&dev->xdev->dev, "the backend keeps pages of the channel; they are freed when it lets go\n");
+	dev->offered = false;
+	dev->met = false;
+}
+
+static bool speaks_our_version(struct vmsgx_device *dev)
+{
+	char *text = xenbus_read(XBT_NIL, dev->xdev->otherend, "versions", NULL);
+	bool found = false;
+	char *rest = text, *word;
+	unsigned int version;
+
+	if (IS_ERR(text))
+		return false;
+	while ((word = strsep(&rest, " ")))
+		found |= !kstrtouint(word, 10, &version) && version == VMSG_XEN_PROTOCOL_VERSION;
+	kfree(text);
+	return found;
+}
+
+static int write_nodes(struct vmsgx_device *dev, struct xenbus_transaction transaction)
+{
+	const char *node = dev->xdev->nodename;
+	char name[32];
+	unsigned int i;
+	int err;
+
+	err = xenbus_printf(transaction, node, "version", "%u", VMSG_XEN_PROTOCOL_VERSION);
+	if (!err)
+		err = xenbus_printf(transaction, node, "fe-to-be-ref", "%u", dev->fe_grant.first);
+	if (!err)
+		err = xenbus_printf(transaction, node, "be-to-fe-ref", "%u", dev->be_grant.first);
+	if (!err)
+		err = xenbus_printf(transaction, node, "event-channel", "%u", dev->port);
+	for (i = 0; !err && i < dev->queue_count; i++) {
+		snprintf(name, sizeof(name), "queue-%u/event-channel", i);
+		err = xenbus_printf(transaction, node, name, "%u", dev->queues[i].port);
+	}
+	if (!err && dev->arena.count)
+		err = xenbus_printf(transaction, node, "arena-ref", "%u", dev->arena.first);
+	if (!err && dev->arena.count)
+		err = xenbus_printf(transaction, node, "arena-pages", "%u", dev->arena.count);
+	return err;
+}
+
+static int publish_nodes(struct vmsgx_device *dev)
+{
+	struct xenbus_transaction transaction;
+	int err;
+
+	do {
+		err = xenbus_transaction_start(&transaction);
+		if (err)
+			return err;
+		err = write_nodes(dev, transaction);
+		if (err) {
+			xenbus_transaction_end(transaction, 1);
+			return err;
+		}
+		err = xenbus_transaction_end(transaction, 0);
+	} while (err == -EAGAIN);
+	return err;
+}
+
+/* States 1 to 3: everything the backend needs, made anew. */
+static int offer(struct vmsgx_device *dev)
+{
+	const char *backend = dev->xdev->otherend;
+	int err;
+
+	xenbus_switch_state(dev->xdev, XenbusStateInitialising);
+	if (!speaks_our_version(dev))
+		return -EPROTONOSUPPORT;
+	if (!dev->queues) {
+		unsigned int queues = min_t(unsigned int, xenbus_read_unsigned(backend, "max-queues", 0),
+					    VMSGX_MAX_QUEUES);
+
+		err = vmsgx_queues_alloc(dev, xenbus_read_unsigned(backend, "device-id", 0), queues);
+		if (err)
+			return err;
+	}
+	err = vmsgx_channel_open(dev);
+	if (err)
+		return err;
+	err = vmsgx_ports_open(dev);
+	if (!err)
+		err = publish_nodes(dev);
+	if (err) {
+		disconnect(dev);
+		return err;
+	}
+	dev->offered = true;
+	xenbus_switch_state(dev->xdev, XenbusStateInitialised);
+	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
+	return 0;
+}
+
+static void try_offer(struct vmsgx_device *dev)
+{
+	int err = offer(dev);
+
+	if (err)
+		xenbus_dev_error(dev->xdev, err, "connecting");
+}
+
+/* The same kind of device as at first? */
+static int identify(struct vmsgx_device *dev)
+{
+	struct vmsgx_info info = { };
+	int err = vmsgx_get_info(dev, &info);
+
+	if (err)
+		return err;
+	if (dev->known && (info.device_id != dev->info.device_id || info.config_size != dev->info.config_size))
+		return -EINVAL;
+	dev->info = info;
+	dev->known = true;
+	return 0;
+}
+
+/* Exchanges are possible and nobody makes any: the device is made what its driver takes it for. */
+static void resume_service(struct vmsgx_device *dev)
+{
+	int err = identify(dev);
+
+	dev->cache_valid = false;
+	if (!err && dev->virtio)
+		err = vmsgx_restore(dev);
+	if (err == -ENOTCONN || err == -ENODEV)
+		return;
+	if (err) {
+		vmsgx_give_up(dev, "the backend does not offer any longer what its driver uses");
+		return;
+	}
+	if (dev->virtio) {
+		WRITE_ONCE(dev->seen_generation, vmsgx_generation(dev));
+		virtio_config_changed(&dev->virtio->vdev);
+	}
+	WRITE_ONCE(dev->up, true);
+	if (!dev->virtio && !dev->unplugged)
+		queue_work(vmsgx_workqueue, &dev->bus_work);
+}
+
+/* State 4. */
+static void meet(struct vmsgx_device *dev)
+{
+	int err = vmsgx_channel_check(dev);
+
+	dev->met = true;
+	if (err == -ENOTCONN)
+		return;	/* it died again; its successor goes to state 2 */
+	if (err) {
+		vmsgx_give_up(dev, "the backend's page is not one of this protocol");
+		return;
+	}
+	xenbus_switch_state(dev->xdev, XenbusStateConnected);
+	resume_service(dev);
+}
+
+/* One more recovery: too many without a request that was completed in between? */
+static bool hopeless(struct vmsgx_device *dev)
+{
+	int completed = atomic_read(&dev->completed);
+
+	dev->failures = completed == dev->completed_before ? dev->failures + 1 : 1;
+	dev->completed_before = completed;
+	return dev->failures > MAX_FAILURES;
+}
+
+/* Connected, and something is new. */
+static void look(struct vmsgx_device *dev)
+{
+	u32 generation = vmsgx_generation(dev);
+
+	if (dev->virtio && dev->status && vmsgx_device_status(dev) & VIRTIO_CONFIG_S_NEEDS_RESET) {
+		if (hopeless(dev)) {
+			vmsgx_give_up(dev, "the device needs a reset again and again");
+			return;
+		}
+		WRITE_ONCE(dev->up, false);
+		vmsgx_queues_stop(dev);
+		resume_service(dev);
+	} else if (generation != dev->seen_generation) {
+		WRITE_ONCE(dev->seen_generation, generation);
+		if (dev->virtio)
+			virtio_config_changed(&dev->virtio->vdev);
+	}
+}
+
+/* The backend closed the channel, or it never began: state 1 asks for another beginning. */
+static void begin_again(struct vmsgx_device *dev)
+{
+	if (dev->offered) {
+		disconnect(dev);
+		if (hopeless(dev)) {
+			vmsgx_give_up(dev, "the backend closes the channel again and again");
+			return;
+		}
+	}
+	xenbus_switch_state(dev->xdev, XenbusStateInitialising);
+}
+
+static void unplug(struct vmsgx_device *dev)
+{
+	dev->unplugged = true;
+	/* Its driver may wait for requests: they come back from a backend that lives, else not at all. */
+	if (!READ_ONCE(dev->up) && !dev->dead)
+		end(dev);
+	queue_work(vmsgx_workqueue, &dev->bus_work);
+	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
+}
+
+/* A new grant table, and event channels that nobody is at the other end of. */
+static void forget_the_old_xen(struct vmsgx_device *dev)
+{
+	unsigned int i;
+
+	dev->resumed = false;
+	disconnect(dev);
+	vmsgx_grants_renew(&dev->arena, dev->xdev->otherend_id);
+	for (i = 0; i < dev->queue_count; i++) {
+		vmsgx_grants_renew(&dev->queues[i].read_area, dev->xdev->otherend_id);
+		vmsgx_grants_renew(&dev->queues[i].write_area, dev->xdev->otherend_id);
+	}
+}
+
+static void step(struct vmsgx_device *dev, enum xenbus_state state)
+{
+	bool up = READ_ONCE(dev->up) && vmsgx_backend_alive(dev);
+
+	if (dev->met && !up) {
+		WRITE_ONCE(dev->up, false);
+		vmsgx_queues_stop(dev);
+	}
+	if (dev->unplugged || dev->removing) {
+		if (!up && !dev->dead)
+			end(dev);
+		return;
+	}
+	if (dev->dead && state != XenbusStateUnknown && state != XenbusStateClosing && state != XenbusStateClosed)
+		return;
+	switch (state) {
+	case XenbusStateInitWait:
+		if (dev->met)
+			disconnect(dev);
+		if (!dev->offered)
+			try_offer(dev);
+		break;
+	case XenbusStateConnected:
+		if (up)
+			look(dev);
+		else if (dev->offered && !dev->met)
+			meet(dev);
+		else if (!dev->offered)
+			begin_again(dev);
+		break;
+	case XenbusStateClosing:
+	case XenbusStateClosed:
+		if (!xenbus_read_unsigned(dev->xdev->otherend, "online", 1))
+			unplug(dev);
+		else if (!dev->dead)
+			begin_again(dev);
+		break;
+	case XenbusStateUnknown:
+		unplug(dev);
+		break;
+	default:
+		break;	/* the backend is on its way to one of these */
+	}
+}
+
+/* Brings the connection to where the backend wants it. Waits for the backend's answers, never for the driver. */
+void vmsgx_state_work(struct work_struct *work)
+{
+	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, state_work);
+	enum xenbus_state state = xenbus_read_driver_state(dev->xdev->otherend);
+	unsigned int i;
+
+	mutex_lock(&dev->lock);
+	if (dev->resumed)
+		forget_the_old_xen(dev);
+	for (i = 0; i < dev->queue_count; i++)
+		vmsgx_queue_call_late(&dev->queues[i]);
+	if (dev->late)
+		vmsgx_give_up(dev, "the backend does not complete a request");
+	if (dev->lied)
+		vmsgx_give_up(dev, "a used ring of the backend holds what cannot be");
+	step(dev, state);
+	mutex_unlock(&dev->lock);
+	wake_up_all(&dev->wait);
+}
+
+/* What no watch tells: a backend that has not seen our offer, or that died while its device was unplugged. */
+void vmsgx_retry_work(struct work_struct *work)
+{
+	struct vmsgx_device *dev = container_of(to_delayed_work(work), struct vmsgx_device, retry_work);
+
+	mutex_lock(&dev->lock);
+	if (dev->offered && !dev->met && !dev->removing &&
+	    xenbus_read_driver_state(dev->xdev->otherend) == XenbusStateInitWait)
+		disconnect(dev);
+	if (dev->unplugged && dev->virtio)
+		queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
+	mutex_unlock(&dev->lock);
+	queue_work(vmsgx_workqueue, &dev->state_work);
+}
+
+static void release(struct device *device)
+{
+	kfree(container_of(dev_to_virtio(device), struct vmsgx_virtio, vdev));
+}
+
+static void register_device(struct vmsgx_device *dev)
+{
+	struct vmsgx_virtio *virtio = kzalloc(sizeof(*virtio), GFP_KERNEL);
+	int err;
+
+	if (!virtio)
+		return;
+	virtio->dev = dev;
+	virtio->vdev.dev.parent = &dev->xdev->dev;
+	virtio->vdev.dev.release = release;
+	virtio->vdev.config = &vmsgx_config_ops;
+	virtio->vdev.id.device = dev->info.device_id;
+	virtio->vdev.id.vendor = dev->info.vendor_id;
+	mutex_lock(&dev->lock);
+	dev->virtio = virtio;
+	mutex_unlock(&dev->lock);
+	err = register_virtio_device(&virtio->vdev);
+	if (!err)
+		return;
+	dev_err(&dev->xdev->dev, "cannot register the virtio device: %d\n", err);
+	mutex_lock(&dev->lock);
+	dev->virtio = NULL;
+	mutex_unlock(&dev->lock);
+	put_device(&virtio->vdev.dev);
+}
+
+static void unregister_device(struct vmsgx_device *dev)
+{
+	struct vmsgx_virtio *virtio = dev->virtio;
+
+	get_device(&virtio->vdev.dev);	/* until nobody can find it here */
+	unregister_virtio_device(&virtio->vdev);
+	mutex_lock(&dev->lock);
+	dev->virtio = NULL;
+	mutex_unlock(&dev->lock);
+	put_device(&virtio->vdev.dev);
+}
+
+/* Drivers come and go here, and wait for what they like: it is state_work that keeps them from waiting for ever. */
+void vmsgx_bus_work(struct work_struct *work)
+{
+	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, bus_work);
+
+	if (!dev->unplugged) {
+		if (!dev->virtio && READ_ONCE(dev->up))
+			register_device(dev);
+		return;
+	}
+	if (dev->virtio)
+		unregister_device(dev);
+	mutex_lock(&dev->lock);
+	disconnect(dev);
+	mutex_unlock(&dev->lock);
+	if (!dev->removing)
+		xenbus_switch_state(dev->xdev, XenbusStateClosed);
+}
+
+/* The end of what main.c began. The backend may be there or not. */
+void vmsgx_close(struct vmsgx_device *dev)
+{
+	/* Once it has vanished, what appears there by the time we are done is another device's. */
+	bool ours = xenbus_exists(XBT_NIL, dev->xdev->nodename, "");
+
+	mutex_lock(&dev->lock);
+	dev->removing = true;
+	dev->unplugged = true;
+	if (!READ_ONCE(dev->up) && !dev->dead)
+		end(dev);
+	mutex_unlock(&dev->lock);
+	queue_work(vmsgx_workqueue, &dev->bus_work);
+	flush_work(&dev->bus_work);
+	cancel_delayed_work_sync(&dev->retry_work);
+	cancel_work_sync(&dev->state_work);
+	/* What they may have begun meanwhile. */
+	cancel_delayed_work_sync(&dev->retry_work);
+	cancel_work_sync(&dev->bus_work);
+	if (ours)
+		xenbus_switch_state(dev->xdev, XenbusStateClosing);
+	vmsgx_queues_free(dev);
+	if (ours)
+		xenbus_switch_state(dev->xdev, XenbusStateClosed);
+}

@@ -1,0 +1,68 @@
+"""A domU whose own kernel drives the devices: guest/linux loaded, stock virtio drivers above it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tests.xen.domu import Domu
+from tests.xen.serving import until
+
+MODULE: Final = "/rig/site/module/virtio_msg_xen.ko"
+DRIVERS: Final = "virtio_ring virtio_blk virtio_net virtio-rng crc32c_generic ext4"
+UNBIND: Final = "/sys/bus/xen/drivers/virtio-msg/unbind"
+TRACING: Final = "/sys/kernel/tracing"
+
+
+@contextmanager
+def module(domu: Domu) -> Iterator[Domu]:
+    """`domu` with the module and the stock drivers; without the module afterwards."""
+    shell(domu, f"modprobe -a {DRIVERS} && insmod {MODULE}")
+    try:
+        yield domu
+    finally:
+        unload(domu)
+
+
+def unload(domu: Domu) -> None:
+    """A bound device keeps the module in use, and one that has vanished until its driver is done with it."""
+    unbind = f"cd {UNBIND.rsplit('/', 1)[0]} && for device in virtio-msg-*; do echo $device > {UNBIND}; done"
+    domu.run(unbind)
+    until(lambda: domu.run("rmmod virtio_msg_xen").code == 0, f"the module stays:\n{log(domu)}")
+
+
+def shell(domu: Domu, command: str, timeout: float = 60.0) -> str:
+    """Output of a command that must succeed."""
+    code, output = domu.run(command, timeout)
+    assert code == 0, f"{command}: {code}: {output}\n{log(domu)}"
+    return output.strip()
+
+
+def log(domu: Domu) -> str:
+    """The end of the kernel's messages."""
+    return domu.run("dmesg | tail -n 30").output
+
+
+def await_path(domu: Domu, path: str) -> None:
+    until(lambda: domu.run(["test", "-e", path]).code == 0, f"{path} is not there:\n{log(domu)}")
+
+
+def await_gone(domu: Domu, path: str) -> None:
+    until(lambda: domu.run(["test", "-e", path]).code != 0, f"{path} is still there:\n{log(domu)}")
+
+
+@contextmanager
+def traced(domu: Domu, event: str) -> Iterator[None]:
+    """With an event of the module's in the trace, see `trace`."""
+    code, output = domu.run(f"mount -t tracefs tracefs {TRACING}")
+    assert code == 0 or "busy" in output, output
+    shell(domu, f"echo > {TRACING}/trace; echo 1 > {TRACING}/events/virtio_msg_xen/{event}/enable")
+    try:
+        yield
+    finally:
+        shell(domu, f"echo 0 > {TRACING}/events/virtio_msg_xen/{event}/enable")
+
+
+def trace(domu: Domu) -> list[str]:
+    return [line for line in shell(domu, f"cat {TRACING}/trace").splitlines() if not line.startswith("#")]

@@ -1,0 +1,148 @@
+"""Devices of a domU's own kernel that come, go, die and come back: nothing acknowledged is lost, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cpp_ring.store import Store
+from emulator import toolstack
+from emulator.machine import Machine, open_machine, parse_hypervisor
+from emulator.spec import parse
+from tests.emulator.machines import Process
+from tests.xen.domu import Domu
+from tests.xen.linux_guest import await_gone, await_path, log, module, shell
+from tests.xen.serving import MIB, Emulator, nothing_left, until
+
+BLOCK = 4096
+UNSEEN = Path(__file__).with_name("models.py")
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return open_machine(parse_hypervisor("xen"))
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Process]:
+    process = Process("supervise", "--hypervisor", "xen")
+    process.await_line("watching the domains")
+    yield process
+    assert process.stop() == 0, process.lines
+
+
+@pytest.fixture(scope="module")
+def linux(domu: Domu) -> Iterator[Domu]:
+    with module(domu) as loaded:
+        yield loaded
+
+
+WRITER = f"""
+import os, sys
+disk = os.open("/dev/vda", os.O_RDWR)
+for turn in range(1 << 30):
+    for block in range(64):
+        data = b"%016d" % turn * ({BLOCK} // 16)
+        os.pwrite(disk, data, block * {BLOCK})
+        os.fsync(disk)
+        # Acknowledged from here on.
+        sys.stdout.write("%d %d\\n" % (block, turn))
+        sys.stdout.flush()
+"""
+
+
+def test_what_was_acknowledged_survives_an_emulator_that_is_killed_again_and_again(
+    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path, cycles: int
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    devid = toolstack.attach(dom0, 0, linux.domid, parse(f"blk,path={image}"))
+    await_path(linux, "/dev/vda")
+    writer = linux.popen(["python3", "-c", WRITER])
+    acknowledged = [-1] * (MIB // BLOCK)
+    lines = 0
+    try:
+        for kill in range(cycles):
+            # Some writes between two kills, so that each hits a device at work.
+            for _ in range(1 + 7 * kill % 20):
+                line = writer.read_line(60.0)
+                assert line, f"the writer ended: {writer.stderr.decode()}\n{log(linux)}"
+                block, turn = map(int, line.split())
+                acknowledged[block] = turn
+                lines += 1
+            pid = toolstack.emulator_pid(machine, linux.domid)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            content = image.read_bytes()
+            for block, turn in enumerate(acknowledged):
+                found = int(content[block * BLOCK : block * BLOCK + 16] or b"0") if turn >= 0 else turn
+                assert found >= turn, f"block {block} has {found}, {turn} was acknowledged"
+            until(lambda pid=pid: toolstack.emulator_pid(machine, linux.domid) not in (None, pid), "no new emulator")  # type: ignore[misc]
+        line = writer.read_line(60.0)
+        assert line, log(linux)
+    finally:
+        writer.send_signal(signal.SIGKILL)
+    assert "I/O error" not in log(linux)
+    toolstack.detach(machine, dom0, linux.domid, devid)
+    await_gone(linux, "/dev/vda")
+    until(lambda: nothing_left(dom0, linux.domid), "the device is still there")
+
+
+def test_hot_plug_and_unplug_while_another_disk_is_under_load(
+    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path, cycles: int
+) -> None:
+    images = [tmp_path / "a.img", tmp_path / "b.img"]
+    for path in images:
+        path.write_bytes(os.urandom(MIB))
+    first = toolstack.attach(dom0, 0, linux.domid, parse(f"blk,path={images[0]}"))
+    await_path(linux, "/dev/vda")
+    load = linux.popen("while dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo failed")
+    try:
+        for _ in range(cycles):
+            second = toolstack.attach(dom0, 0, linux.domid, parse(f"blk,path={images[1]}"))
+            await_path(linux, "/dev/vdb")
+            # Unplugged in the middle of it.
+            reader = linux.popen("dd if=/dev/vdb of=/dev/null bs=4k iflag=direct")
+            toolstack.detach(machine, dom0, linux.domid, second)
+            await_gone(linux, "/dev/vdb")
+            reader.wait()
+            until(lambda: len(toolstack.entries(machine, dom0)) == 1, "the device is still there")
+    finally:
+        load.send_signal(signal.SIGKILL)
+    assert shell(linux, "ls /sys/bus/virtio/devices | wc -l") == "1"
+    toolstack.detach(machine, dom0, linux.domid, first)
+    await_gone(linux, "/dev/vda")
+
+
+def test_a_disk_whose_emulator_is_gone_for_good_fails_its_requests_and_can_be_unplugged(
+    linux: Domu, dom0: Store, machine: Machine, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(MIB))
+    emulator = Emulator(linux, f"blk,path={image}")
+    await_path(linux, "/dev/vda")
+    emulator.kill()
+    reader = linux.popen("dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct")
+    time.sleep(0.5)
+    toolstack.detach(machine, dom0, linux.domid, 0)
+    assert reader.wait() != 0
+    await_gone(linux, "/dev/vda")
+
+
+def test_entropy_and_a_device_that_the_project_has_never_seen_reach_dev_hwrng(linux: Domu) -> None:
+    with Emulator(linux, "rng", f"{UNSEEN}:Alphabet"):
+        sources = "/sys/class/misc/hw_random"
+        until(lambda: len(shell(linux, f"cat {sources}/rng_available").split()) == 2, "no entropy sources")
+        contents = set()
+        for name in shell(linux, f"cat {sources}/rng_available").split():
+            shell(linux, f"echo {name} > {sources}/rng_current")
+            text = shell(linux, "dd if=/dev/hwrng bs=64 count=8 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'")
+            # The first bytes may be what the kernel had left of the other source.
+            contents.add(bytes.fromhex(text)[-64:])
+        assert len(contents) == 2
+        assert sum(content.isalpha() and content.islower() for content in contents) == 1, contents

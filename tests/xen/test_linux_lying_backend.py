@@ -1,0 +1,195 @@
+"""Threat 30 for the guest's kernel: a backend that lies costs its device and one line in the log, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cpp_ring import XenHypervisor, xen
+from cpp_ring.store import Store
+from tests.raw_backend import RawBackend, ScriptedDevice
+from tests.xen.domu import Domu
+from tests.xen.linux_guest import module, shell
+from tests.xen.serving import until
+
+DEVICES = "/sys/bus/virtio/devices"
+SIZE = 8
+GRANT = 1 << 63
+
+
+@pytest.fixture(scope="module")
+def linux(domu: Domu) -> Iterator[Domu]:
+    with module(domu) as loaded:
+        yield loaded
+
+
+class Liar(RawBackend):
+    """An entropy source in dom0 that is made by hand; `lie` gets its virtqueue once there is a request in it."""
+
+    def __init__(self, domu: Domu, lie: Callable[[Queue], None] | None = None) -> None:
+        device = ScriptedDevice(queue_sizes=(SIZE,))
+        super().__init__(Path(), device, frontend=domu.domid, hypervisor=XenHypervisor(0))
+        self._lie = lie
+
+    def open_store(self) -> Store:
+        return xen.open_store()
+
+    def idle(self) -> None:
+        if self._lie is None or self.device.status != 15:
+            return
+        queue = Queue(self)
+        if queue.available():
+            self._lie(queue)
+            self._lie = None
+            self.events.notify(self.queue_port(0))
+
+
+class Queue:
+    """The device's side of the queue: what is read-only for it, and the used ring."""
+
+    def __init__(self, backend: Liar) -> None:
+        self.size, descriptors, driver, device = backend.device.queues[0]
+        read = backend.hypervisor.map(backend.frontend, (descriptors & ~GRANT) >> 12, 1, False)
+        self._read = read.memory
+        self._avail = driver - descriptors
+        self.used = backend.hypervisor.map(backend.frontend, (device & ~GRANT) >> 12, 1).memory
+
+    def available(self) -> int:
+        index: int = struct.unpack_from("<H", self._read, self._avail + 2)[0]
+        return index
+
+    def head(self) -> int:
+        head: int = struct.unpack_from("<H", self._read, self._avail + 4)[0]
+        return head
+
+    def length(self) -> int:
+        length: int = struct.unpack_from("<I", self._read, 16 * self.head() + 8)[0]
+        return length
+
+    def put(self, index: int, *elements: tuple[int, int]) -> None:
+        for number, element in enumerate(elements):
+            struct.pack_into("<II", self.used, 4 + 8 * number, *element)
+        struct.pack_into("<H", self.used, 2, index)
+
+
+@contextlib.contextmanager
+def serving(linux: Domu, backend: Liar, **nodes: str) -> Iterator[Liar]:
+    backend.attach(**nodes)
+    with backend:
+        yield backend
+    # Else the next device of this number is taken for this one.
+    until(lambda: "virtio-msg" not in shell(linux, "ls /sys/bus/xen/devices"), "the xenbus device is still there")
+
+
+def broken(linux: Domu, before: int) -> None:
+    """One device was given up since, in one line, and the kernel is well."""
+    lines: list[str] = []
+
+    def said() -> bool:
+        lines[:] = shell(linux, "dmesg").splitlines()[before:]
+        return any("the device is broken" in line for line in lines)
+
+    until(said, f"no line says that it is broken: {lines}")
+    assert sum("is broken" in line for line in lines) == 1, lines
+    healthy(linux, before)
+
+
+def healthy(linux: Domu, before: int) -> None:
+    text = "\n".join(shell(linux, "dmesg").splitlines()[before:])
+    assert not any(word in text for word in ("BUG", "WARNING", "Oops", "Call Trace", "stall", "lockup")), text
+
+
+def lines_of(linux: Domu) -> int:
+    return len(shell(linux, "dmesg").splitlines())
+
+
+@pytest.fixture
+def before(linux: Domu) -> Iterator[int]:
+    lines = lines_of(linux)
+    yield lines
+    assert shell(linux, f"ls {DEVICES}") == ""
+    healthy(linux, lines)
+
+
+USED = {
+    "an id past the ring": lambda queue: queue.put(1, (SIZE, 0)),
+    "a large id": lambda queue: queue.put(1, (0xFFFFFFFF, 0)),
+    "an id not in flight": lambda queue: queue.put(1, ((queue.head() + 1) % SIZE, 0)),
+    "a length past the buffer": lambda queue: queue.put(1, (queue.head(), queue.length() + 1)),
+    "an index ahead of what is in flight": lambda queue: queue.put(SIZE, *[(queue.head(), 0)] * SIZE),
+    "an index that runs backwards": lambda queue: queue.put(0xFFFF),
+}
+
+
+@pytest.mark.parametrize("what", USED)
+def test_a_used_ring_that_lies_breaks_the_device(linux: Domu, before: int, what: str) -> None:
+    with serving(linux, Liar(linux, USED[what])):
+        broken(linux, before)
+
+
+ANSWERS: dict[str, Callable[[bytearray], bytes | bytearray | None]] = {
+    "a token of nobody": lambda message: message[:4] + b"\x34\x12" + message[6:],
+    "another message": lambda message: message[:1] + bytes([message[1] ^ 1]) + message[2:],
+    "a request": lambda message: b"\0" + message[1:],
+    "too short": lambda message: message[:4],
+    "a size that is not its own": lambda message: message[:6] + b"\xff\xff" + message[8:],
+    "too much": lambda message: message + bytes(200),
+    "nothing": lambda message: None,
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_an_answer_that_lies_breaks_the_device(linux: Domu, before: int, what: str) -> None:
+    backend = Liar(linux)
+    backend.corrupt = ANSWERS[what]
+    with serving(linux, backend):
+        broken(linux, before)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3, 8])
+def test_random_bytes_all_over_the_page_do_no_harm(linux: Domu, before: int, answers: int) -> None:
+    chosen = random.Random(answers)
+    backend = Liar(linux)
+
+    def scribble(message: bytearray) -> bytearray:
+        if len(backend.device.seen) > answers:
+            backend.page[:] = chosen.randbytes(4096)
+        return message
+
+    backend.corrupt = scribble
+    with serving(linux, backend):
+        until(lambda: backend.connections > 0, "it was not connected to")
+        shell(linux, "sleep 0.5")
+        healthy(linux, before)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"max_queues": "4294967295"},
+        {"max_queues": "-1"},
+        {"device_id": "nonsense"},
+        {"versions": "7 8 9"},
+        {"versions": "1" * 3000},
+    ],
+)
+def test_nonsense_in_the_store_does_no_harm(linux: Domu, before: int, nodes: dict[str, str]) -> None:
+    with serving(linux, Liar(linux), **nodes):
+        shell(linux, "sleep 0.5")
+        healthy(linux, before)
+
+
+def test_events_without_end_do_not_keep_the_guest_from_its_work(linux: Domu, before: int) -> None:
+    backend = Liar(linux)
+    with serving(linux, backend):
+        until(lambda: backend.device.status == 15, "it was not probed")
+        port = backend.queue_port(0)
+        for _ in range(20000):
+            backend.events.notify(port)
+            backend.events.notify(backend.port)
+        assert shell(linux, "echo well", timeout=20) == "well"

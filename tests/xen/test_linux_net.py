@@ -1,0 +1,110 @@
+"""A network card of a domU that its own kernel drives: stock virtio_net, and a tap on a bridge in dom0."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from cpp_ring.store import Store
+from emulator import toolstack
+from emulator.machine import open_machine, parse_hypervisor
+from tests.xen.domu import Domu
+from tests.xen.linux_guest import await_gone, await_path, module, shell
+from tests.xen.serving import MIB, Emulator, until
+
+BRIDGE: Final = "rig-bridge"
+TAP: Final = "rig-tap"
+HERE: Final = "10.77.0.1"
+THERE: Final = "10.77.0.2"
+MAC: Final = "02:00:00:77:00:02"
+MTU: Final = 1400
+PINGS: Final = 100
+SIZE: Final = 2 * MIB
+CARD: Final = "/sys/class/net/eth0"
+
+
+def ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True)
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[None]:
+    ip(f"link add {BRIDGE} type bridge")
+    ip(f"addr add {HERE}/24 dev {BRIDGE}")
+    ip(f"tuntap add dev {TAP} mode tap")
+    ip(f"link set {TAP} master {BRIDGE} up")
+    ip(f"link set {BRIDGE} up")
+    yield
+    ip(f"link del {TAP}")
+    ip(f"link del {BRIDGE}")
+
+
+@pytest.fixture(scope="module")
+def linux(domu: Domu, bridge: None) -> Iterator[Domu]:
+    with module(domu):
+        with Emulator(domu, f"net,tap={TAP},mac={MAC},mtu={MTU},queues=2"):
+            await_path(domu, CARD)
+            shell(domu, f"ip addr add {THERE}/24 dev eth0 && ip link set eth0 up")
+            until(lambda: shell(domu, f"cat {CARD}/carrier") == "1", "no carrier")
+            yield domu
+        await_gone(domu, CARD)
+
+
+def test_address_and_mtu_are_those_of_the_device(linux: Domu) -> None:
+    assert shell(linux, f"cat {CARD}/address {CARD}/mtu").split() == [MAC, str(MTU)]
+
+
+def test_pings_of_all_sizes_come_back_both_ways(linux: Domu) -> None:
+    output = shell(linux, f"ping -c {PINGS} -i 0.01 -s 1300 {HERE}")
+    assert f"{PINGS} packets transmitted, {PINGS} packets received" in output
+    for size in (0, 1, 63, 1372):
+        assert " 3 packets received" in shell(linux, f"ping -c 3 -i 0.01 -s {size} {HERE}")
+
+
+def test_a_stream_each_way_is_whole(linux: Domu) -> None:
+    content = os.urandom(SIZE)
+    digest = hashlib.sha256(content).hexdigest()
+    with socket.create_server((HERE, 0)) as server:
+        server.settimeout(60)
+        port = server.getsockname()[1]
+        program = f"""
+import hashlib, socket
+with socket.create_connection(("{HERE}", {port})) as stream:
+    parts = []
+    left = {SIZE}
+    while left:
+        part = stream.recv(65536)
+        assert part, left
+        parts.append(part)
+        left -= len(part)
+    data = b"".join(parts)
+    stream.sendall(data)
+    stream.shutdown(socket.SHUT_WR)
+    assert stream.recv(1) == b""
+print(hashlib.sha256(data).hexdigest())
+"""
+        client = linux.popen(["python3", "-c", program])
+        stream, _ = server.accept()
+        with stream:
+            stream.settimeout(120)
+            stream.sendall(content)
+            back = hashlib.sha256()
+            while part := stream.recv(1 << 16):
+                back.update(part)
+    assert client.read_all(60).decode().strip() == digest
+    assert client.wait() == 0
+    assert back.hexdigest() == digest
+
+
+def test_the_guest_sees_the_cable_pulled_and_put_back(linux: Domu, dom0: Store) -> None:
+    machine = open_machine(parse_hypervisor("xen"))
+    for state, carrier in (("down", "0"), ("up", "1")):
+        toolstack.update(machine, dom0, linux.domid, 0, {"link": state})
+        until(lambda carrier=carrier: shell(linux, f"cat {CARD}/carrier") == carrier, f"the link is not {state}")  # type: ignore[misc]
+    assert " 3 packets received" in shell(linux, f"ping -c 3 -i 0.01 {HERE}")
