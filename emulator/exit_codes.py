@@ -32,7 +32,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.INTERNAL: "a fault of virtio-dm itself; the traceback is on standard error",
     ExitCode.USAGE: "wrong command, option or argument",
     ExitCode.BAD_DEVICE: "no such device model, or an option of it that is unknown, missing or wrong",
-    ExitCode.MISSING_FILE: "a file, socket or interface that was named is missing, unreadable or in use",
+    ExitCode.MISSING_FILE: "a file, socket or interface that was named is missing, unfit, unreadable or in use",
     ExitCode.NO_DOMAIN: "no such domain",
     ExitCode.ALREADY_RUNNING: "another process does this job already (second emulator of a domain, second supervisor)",
     ExitCode.NO_HYPERVISOR: "the hypervisor is not available",

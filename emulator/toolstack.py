@@ -240,6 +240,17 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
     return result
 
 
+def user_of(machine: Machine, store: Store, path: Path) -> tuple[int, int] | None:
+    """domid and devid of the device that is served and whose options name that file; None if there is none."""
+    for entry in entries(machine, store):
+        if entry.pid is None or entry.backend_state == State.CLOSED.name.lower():
+            continue
+        with contextlib.suppress(SpecError):
+            if any(os.path.realpath(value) == os.path.realpath(path) for _, value in parse(entry.spec).options):
+                return entry.domid, entry.devid
+    return None
+
+
 def emulator_pid(machine: Machine, domid: int) -> int | None:
     """The process that serves the domain; None if there is none, or it runs in another domain."""
     return None if machine.elsewhere else lock.holder(lock.emulator_lock(machine.domain_directory(domid)))

@@ -246,6 +246,20 @@ def test_attach_of_what_cannot_be_built_leaves_nothing(machine: Machine, tmp_pat
     assert entries(machine) == []
 
 
+def test_what_a_device_of_the_machine_uses_is_said_to_be_its(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(4096))
+    process = machine.run()
+    machine.attach("rng")
+    machine.attach(f"blk,path={tmp_path}/disk.img")
+    (tmp_path / "link.img").symlink_to(tmp_path / "disk.img")
+    attach = ("attach", str(machine.domid), f"blk,path={tmp_path}/link.img")
+    said = machine.command(*attach, code=ExitCode.MISSING_FILE).stderr
+    assert f"link.img is in use by device 1 of domain {machine.domid}; `virtio-dm detach {machine.domid} 1`" in said
+    assert len(said.splitlines()) == 1
+    process.stop()
+    assert machine.command(*attach).stdout == "2\n"
+
+
 def test_a_relative_path_means_the_same_to_the_emulator(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
