@@ -74,7 +74,7 @@ Mac = Annotated[bytes, parse_mac]
 class Net(Device):
     """Network device (virtio 1.3 section 5.1) with its cable in one of two things of the host:
 
-    tap           name of a tap interface, or
+    tap           name of a tap interface: one that is there, else it is made, and goes with the device; or
     socket, peer  paths of a datagram socket of this device and of the one at the other end
 
     mac           its address; by default one made from the name of the interface or socket, so that it stays the same
@@ -93,6 +93,10 @@ class Net(Device):
     config_space = NetConfig
     config: NetConfig
     queues = (Queue("receiveq1", handler="receiveq"), Queue("transmitq1", handler="transmitq"), Queue("controlq", 64))
+    offers = mask(
+        F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_MQ,
+        F_CTRL_MAC_ADDR, F_SPEED_DUPLEX,
+    )  # fmt: skip
     feature_table = FEATURES
 
     def __init__(
