@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -50,6 +51,21 @@ def validate(spec: Spec) -> Spec:
     except (Exception, SystemExit) as error:
         raise Failure(ExitCode.BAD_DEVICE, f"{spec.model}: check failed: {type(error).__name__}: {error}") from error
     return spec
+
+
+def validate_update(spec: Spec, changes: Mapping[str, str]) -> None:
+    """Whether the model knows options of these names and kinds for its `update`, as far as this process can load it.
+
+    Raises Failure BAD_DEVICE.
+    """
+    try:
+        device_class = registry.load(spec.model)
+    except (Exception, SystemExit):
+        return  # its emulator, which has it, decides
+    try:
+        options.check_update(device_class, changes)
+    except OptionError as error:
+        raise Failure(ExitCode.BAD_DEVICE, f"{error}; `virtio-dm devices {spec.model}` shows all") from error
 
 
 def absolute(spec: Spec) -> Spec:

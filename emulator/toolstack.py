@@ -240,6 +240,15 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
     return result
 
 
+def spec_of(machine: Machine, store: Store, frontend: int, devid: int) -> Spec | None:
+    """The specification of a device; None if there is none that can be read. Raises StoreError."""
+    text = store.read_optional(f"{backend_dir(machine.backend, frontend, devid)}/spec")
+    try:
+        return None if text is None else parse(text)
+    except SpecError:
+        return None
+
+
 def user_of(machine: Machine, store: Store, path: Path) -> tuple[int, int] | None:
     """domid and devid of the device that is served and whose options name that file; None if there is none."""
     for entry in entries(machine, store):
