@@ -152,12 +152,13 @@ def test_commands_of_features_that_were_not_negotiated_are_refused_here(cable: C
     with NetDevice(cable.domains[0], 0, refuse=bits(CTRL_VLAN, MQ)) as nic, pytest.raises(Unsupported):
         nic.add_vlan(1)
     with NetDevice(cable.domains[0], 0, refuse=bits(CTRL_VQ)) as nic:
-        for call in (
+        calls: list[Callable[[], object]] = [
             lambda: nic.set_rx_mode(RxMode.PROMISC, True),
             lambda: nic.set_mac(MACS[0]),
             lambda: nic.set_pairs(2),
             nic.announced,
-        ):
+        ]
+        for call in calls:
             with pytest.raises(Unsupported):
                 call()
 
