@@ -249,14 +249,14 @@ def spec_of(machine: Machine, store: Store, frontend: int, devid: int) -> Spec |
         return None
 
 
-def user_of(machine: Machine, store: Store, path: Path) -> tuple[int, int] | None:
-    """domid and devid of the device that is served and whose options name that file; None if there is none."""
+def user_of(machine: Machine, store: Store, path: Path) -> Entry | None:
+    """The device that is served and whose options name that file; None if there is none. Raises StoreError."""
     for entry in entries(machine, store):
         if entry.pid is None or entry.backend_state == State.CLOSED.name.lower():
             continue
         with contextlib.suppress(SpecError):
             if any(os.path.realpath(value) == os.path.realpath(path) for _, value in parse(entry.spec).options):
-                return entry.domid, entry.devid
+                return entry
     return None
 
 

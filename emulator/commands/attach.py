@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from emulator.commands import options
-from emulator.exit_codes import Failure
-from emulator.machine import HypervisorName, Machine, require_backend, require_domain
-
-if TYPE_CHECKING:
-    from emulator.models import InUseFailure
+from emulator.machine import HypervisorName, require_backend, require_domain
 
 
 @click.command("attach")
@@ -36,7 +30,7 @@ def command(
         try:
             parsed = models.validate(parsed)
         except models.InUseFailure as failure:
-            raise _with_user(failure, options.machine_of(hypervisor)) from failure
+            raise options.with_user(failure, hypervisor) from failure
     machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
         require_backend(machine, store, domid)
@@ -45,16 +39,3 @@ def command(
         if not (no_wait or toolstack.await_ready(machine, store, domid, number)):
             click.echo(f"no emulator serves domain {domid} yet: `virtio-dm run --domid {domid}` starts one", err=True)
         click.echo(number)
-
-
-def _with_user(failure: InUseFailure, machine: Machine) -> Failure:
-    """The same, naming the device that uses it if it is one of this machine."""
-    from emulator import toolstack
-
-    with machine.open_store() as store:
-        user = toolstack.user_of(machine, store, failure.path)
-    if user is None:
-        return failure
-    domid, devid = user
-    text = f"{failure.what} {failure.path} is in use by device {devid} of domain {domid}"
-    return Failure(failure.code, f"{text}; `virtio-dm detach {domid} {devid}` takes it from there")

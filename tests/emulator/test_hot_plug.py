@@ -287,6 +287,11 @@ def test_what_a_device_of_the_machine_uses_is_said_to_be_its(machine: Machine, t
     said = machine.command(*attach, code=ExitCode.MISSING_FILE).stderr
     assert f"link.img is in use by device 1 of domain {machine.domid}; `virtio-dm detach {machine.domid} 1`" in said
     assert len(said.splitlines()) == 1
+    run = ("run", "--domid", str(machine.domid), "--device", f"blk,path={tmp_path}/disk.img")
+    said = machine.command(*run, code=ExitCode.MISSING_FILE).stderr
+    assert f"in use by device 1 of domain {machine.domid};" in said
+    assert f"the end of process {process.pid}" in said
+    assert len(said.splitlines()) == 1
     process.stop()
     assert machine.command(*attach).stdout == "2\n"
 
