@@ -105,14 +105,17 @@ class TapBackend:
         directory = _INTERFACES / self._interface
         if directory.exists() and not (directory / "tun_flags").exists():
             raise DeviceError(f"{self.name}: the interface is there and is no tap; name another")
-        if may_make_interfaces():
-            return
-        if not directory.exists():
+        if not (directory.exists() or may_make_interfaces()):
             user = os.geteuid()
             way = f"as root: `ip tuntap add dev {self._interface} mode tap user {user}`"
             raise NotPermitted(f"{self.name}: user {user} may not make it (no CAP_NET_ADMIN); {way}")
-        if not _is_ours(directory):
-            raise NotPermitted(f"{self.name}: made for another user, and no CAP_NET_ADMIN; run as that one, or as root")
+        if directory.exists():
+            if not (_is_ours(directory) or may_make_interfaces()):
+                text = "made for another user, and no CAP_NET_ADMIN; run as that one, or as root"
+                raise NotPermitted(f"{self.name}: {text}")
+            # One that is there does not go by this, and only the kernel knows whether somebody has it.
+            self.open()
+            self.close()
 
     def open(self) -> None:
         try:
@@ -121,8 +124,10 @@ class TapBackend:
             fcntl.ioctl(self._fd, _TUNSETIFF, request)
         except OSError as error:
             self.close()
-            hint = "in use already" if error.errno == errno.EBUSY else (error.strerror or "").lower()
-            raise DeviceError(f"{self.name}: {hint}") from error
+            if error.errno == errno.EBUSY:
+                raise DeviceError(f"{self.name}: in use already; stop what uses it, or name another") from error
+            kind = NotPermitted if error.errno == errno.EPERM else DeviceError
+            raise kind(f"{self.name}: {(error.strerror or '').lower()}") from error
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -36,7 +36,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.INTERNAL: "a fault of virtio-dm itself; the traceback is on standard error",
     ExitCode.USAGE: "wrong command, option or argument, or key of the configuration file",
     ExitCode.BAD_DEVICE: "no such device model, or an option of it that is unknown, missing or wrong",
-    ExitCode.MISSING_FILE: "a file, socket or interface that was named is missing, unfit, unreadable or in use",
+    ExitCode.MISSING_FILE: "what was named is missing, unreadable, unfit or in use: a file, a socket, an interface",
     ExitCode.NO_DOMAIN: "no such domain",
     ExitCode.ALREADY_RUNNING: "another process does this job already (second emulator of a domain, second supervisor)",
     ExitCode.NO_HYPERVISOR: "the hypervisor is not available",

@@ -1,5 +1,6 @@
 """The host's end of the cable: sockets that survive their dead, and a tap interface."""
 
+import errno
 import os
 import shutil
 import socket
@@ -183,6 +184,7 @@ def interfaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """As /sys/class/net: a tap of ours, of another user, of a group that is not ours, of nobody; and another kind."""
     monkeypatch.setattr("devices.net_backends._TUN", tmp_path / "tun")
     (tmp_path / "tun").touch()
+    monkeypatch.setattr("fcntl.ioctl", lambda *_: 0)
     directory = tmp_path / "net"
     monkeypatch.setattr("devices.net_backends._INTERFACES", directory)
     for name, owner, group in (
@@ -222,8 +224,24 @@ def test_with_the_capability_every_tap_is_his_and_nothing_else(
         TapBackend("lo").check()
     monkeypatch.setattr("devices.net_backends._STATUS", interfaces / "none")
     TapBackend("tap7").check()
+    status(monkeypatch, interfaces, capabilities=0)
     (interfaces / "net" / "ours" / "owner").write_text("rubbish")
     TapBackend("ours").check()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EBUSY, DeviceError), (errno.EPERM, NotPermitted)])
+def test_what_only_the_kernel_knows_of_a_tap_is_asked_by_check(
+    interfaces: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[DeviceError]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    status(monkeypatch, interfaces, capabilities=1 << 12)
+    with pytest.raises(DeviceError, match="tap ours: ") as refusal:
+        TapBackend("ours").check()
+    assert type(refusal.value) is kind
+    TapBackend("tap7").check()  # one that is not there is not made to look
 
 
 @pytest.fixture
@@ -250,8 +268,9 @@ def test_a_tap_carries_frames_both_ways(interface: str) -> None:
             buffers = driver.give(0, [2048])
             driver.run()
             assert buffers.written[12:] == frame(MAC, OTHER, payload=b"in" * 30)
-        with pytest.raises(DeviceError, match=f"tap {interface}: in use already"):
-            TapBackend(interface).open()
+        for look in (TapBackend(interface).check, TapBackend(interface).open):
+            with pytest.raises(DeviceError, match=f"tap {interface}: in use already; stop what uses it"):
+                look()
         subprocess.run(["ip", "link", "set", interface, "down"], check=True)
         driver.transmit(frame())
         assert driver.net.counters["transmit dropped"] == 1
