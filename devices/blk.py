@@ -130,9 +130,8 @@ class Blk(Device):
     config_space = BlkConfig
     config: BlkConfig
     queues = (Queue("requestq1", QUEUE_SIZE, handler="requestq"),)
-    offers = mask(
-        F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY, F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES
-    )  # fmt: skip
+    features = mask(F_SEG_MAX, F_BLK_SIZE, F_TOPOLOGY, F_FLUSH, F_CONFIG_WCE)
+    offers = features | mask(F_RO, F_MQ, F_DISCARD, F_WRITE_ZEROES)
     feature_table = FeatureTable(
         {
             F_SIZE_MAX: "VIRTIO_BLK_F_SIZE_MAX",
@@ -170,7 +169,7 @@ class Blk(Device):
         if not 1 <= queues <= MAX_QUEUES:
             raise ValueError(f"queues={queues} is not from 1 to {MAX_QUEUES}")
         _check_size(size, block_size)
-        features = mask(F_SEG_MAX, F_BLK_SIZE, F_TOPOLOGY, F_FLUSH, F_CONFIG_WCE)
+        features = self.features
         if queues > 1:
             features |= mask(F_MQ)
         if readonly:

@@ -93,10 +93,11 @@ class Net(Device):
     config_space = NetConfig
     config: NetConfig
     queues = (Queue("receiveq1", handler="receiveq"), Queue("transmitq1", handler="transmitq"), Queue("controlq", 64))
-    offers = mask(
-        F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_MQ,
+    features = mask(
+        F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE,
         F_CTRL_MAC_ADDR, F_SPEED_DUPLEX,
     )  # fmt: skip
+    offers = features | mask(F_MTU, F_MQ)
     feature_table = FEATURES
 
     def __init__(
@@ -123,9 +124,7 @@ class Net(Device):
         if not is_unicast(self._mac):
             raise ValueError(f"mac={self._mac.hex(':')} is not the address of one station")
 
-        features = mask(F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA)
-        features |= mask(F_GUEST_ANNOUNCE, F_CTRL_MAC_ADDR, F_SPEED_DUPLEX)
-        features |= (mask(F_MTU) if mtu else 0) | (mask(F_MQ) if queues > 1 else 0)
+        features = self.features | (mask(F_MTU) if mtu else 0) | (mask(F_MQ) if queues > 1 else 0)
         super().__init__(features=features, queues=[*_pairs(queues), Queue("controlq", 64, feature=F_CTRL_VQ)])
 
         self.counters: Counter[str] = Counter()

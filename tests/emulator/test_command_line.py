@@ -210,7 +210,8 @@ def test_the_models_are_listed_and_described(run: Run) -> None:
     assert ["path", "Path", "required"] in rows
     assert ["readonly", "bool", "off"] in rows
     assert ["0", "requestq1", "256"] in rows
-    assert ["9", "VIRTIO_BLK_F_FLUSH", "may", "be"] in rows
+    assert ["9", "VIRTIO_BLK_F_FLUSH", "always"] in rows
+    assert ["12", "VIRTIO_BLK_F_MQ", "may", "be"] in rows
     assert ["17", "VIRTIO_BLK_F_ZONED", "never"] in rows
 
 
