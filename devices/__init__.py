@@ -3,7 +3,7 @@
 from devices.backend import BackendServices
 from devices.config_space import ConfigSpace, array, le16, le32, le64, u8
 from devices.device import Device, on_read, on_write
-from devices.errors import DeviceError, OptionError, RequestError
+from devices.errors import DeviceError, InUse, NotPermitted, OptionError, RequestError
 from devices.features import FeatureTable, Requires
 from devices.queue import Queue
 from devices.request import Hold, Request
@@ -15,6 +15,8 @@ __all__ = [
     "DeviceError",
     "FeatureTable",
     "Hold",
+    "InUse",
+    "NotPermitted",
     "OptionError",
     "Queue",
     "Request",

@@ -12,7 +12,7 @@ from typing import Literal
 from devices.config_space import ConfigSpace, array, le16, le32, le64, u8
 from devices.device import Device, on_write
 from devices.disk_image import DiskImage
-from devices.errors import RequestError
+from devices.errors import DeviceError, RequestError
 from devices.features import FeatureTable, has, mask
 from devices.options import Size
 from devices.queue import Queue
@@ -106,13 +106,15 @@ class Blk(Device):
     path        the file
     readonly    the guest cannot write, and the file is opened read-only
     serial      the ID string a guest shows, up to 20 ASCII characters
-    size        bytes of the disk, by default as many as the file has. A regular file that is shorter is made longer
+    size        bytes of the disk, a multiple of the block size, by default as many as the file has. A regular file
+                that is shorter is made longer
     block_size  logical block size the guest is told of
     queues      number of request queues, 1 to 64
     discard     whether the guest may give space back to the host
 
     The disk ends at a multiple of the block size: what a file has behind its last whole block is neither shown nor
-    touched. Every request is done when its handler returns, so nothing is in flight at a reset.
+    touched, and the log says so. A file without one whole block is refused. Every request is done when its handler
+    returns, so nothing is in flight at a reset.
 
     A write is on stable storage at the latest when a FLUSH after it completes; in write-through mode (no FLUSH
     negotiated, or `writeback` 0) when it completes itself. Once fdatasync has failed the kernel may have dropped what
@@ -128,6 +130,8 @@ class Blk(Device):
     config_space = BlkConfig
     config: BlkConfig
     queues = (Queue("requestq1", QUEUE_SIZE, handler="requestq"),)
+    features = mask(F_SEG_MAX, F_BLK_SIZE, F_TOPOLOGY, F_FLUSH, F_CONFIG_WCE)
+    offers = features | mask(F_RO, F_MQ, F_DISCARD, F_WRITE_ZEROES)
     feature_table = FeatureTable(
         {
             F_SIZE_MAX: "VIRTIO_BLK_F_SIZE_MAX",
@@ -158,12 +162,14 @@ class Blk(Device):
         queues: int = 1,
         discard: bool = True,
     ) -> None:
-        if not serial.isascii() or len(serial) > ID_BYTES:
-            raise ValueError(f"serial {serial!r} is longer than {ID_BYTES} characters or not ASCII")
+        if not serial.isascii():
+            raise ValueError(f"serial={serial} has characters that are not ASCII")
+        if len(serial) > ID_BYTES:
+            raise ValueError(f"serial={serial} has {len(serial)} characters; {ID_BYTES} are allowed")
         if not 1 <= queues <= MAX_QUEUES:
             raise ValueError(f"queues={queues} is not from 1 to {MAX_QUEUES}")
-        _check_size(size)
-        features = mask(F_SEG_MAX, F_BLK_SIZE, F_TOPOLOGY, F_FLUSH, F_CONFIG_WCE)
+        _check_size(size, block_size)
+        features = self.features
         if queues > 1:
             features |= mask(F_MQ)
         if readonly:
@@ -210,7 +216,9 @@ class Blk(Device):
     # ---- Life cycle -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        self._image.check()
+        present = self._image.check(self._size)
+        if self._size is None:
+            self._sectors(present)
 
     def open(self) -> None:
         self._image.open()
@@ -240,9 +248,9 @@ class Blk(Device):
         """Makes the disk `size` bytes long, by default as long as the file is now, and tells the driver.
 
         A regular file that is shorter is made longer; one that is longer keeps what it has behind the disk's end.
-        Raises ValueError for a size of 0, DeviceError.
+        Raises ValueError for a size that is no whole number of blocks, DeviceError.
         """
-        _check_size(size)
+        _check_size(size, self._block_size)
         before = self.config.capacity
         self._set_capacity(size)
         if self.config.capacity != before:
@@ -359,7 +367,20 @@ class Blk(Device):
             size = self._image.size()
         else:
             self._image.grow(size)
-        self.config.capacity = size // self._block_size * (self._block_size // SECTOR)
+        self.config.capacity = self._sectors(size)
+        if rest := size % self._block_size:
+            text = "image %s: the guest does not see its last %d bytes, which are no whole block of %d"
+            _log.warning(text, self._image.path, rest, self._block_size)
+
+    def _sectors(self, size: int) -> int:
+        """The sectors of the whole blocks in that many bytes. Raises DeviceError if there is none."""
+        sectors = size // self._block_size * (self._block_size // SECTOR)
+        if not sectors:
+            raise DeviceError(
+                f"image {self._image.path} has {size} bytes, not one block of {self._block_size}; "
+                "size=1G, for one, makes a file longer"
+            )
+        return sectors
 
     def _report(self, kind: int, sector: int, error: OSError) -> None:
         # A guest can repeat what fails as fast as it likes.
@@ -369,6 +390,6 @@ class Blk(Device):
             _log.error("image %s: request type %d at sector %d failed: %s", self._image.path, kind, sector, error)
 
 
-def _check_size(size: int | None) -> None:
-    if size is not None and not 0 < size < 1 << 63:
-        raise ValueError(f"size={size} is not from 1 to 2^63 - 1")
+def _check_size(size: int | None, block_size: int) -> None:
+    if size is not None and (not 0 < size < 1 << 63 or size % block_size):
+        raise ValueError(f"size={size} is no multiple of {block_size} from {block_size} to 2^63 - {block_size}")

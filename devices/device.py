@@ -48,6 +48,7 @@ class Device:
     queues        its virtqueues, in the order of their indexes
     config_space  the class of its configuration space
     features      the device-type feature bits it offers, an int of any width
+    offers        those it may offer with one or other of its options, where that is more than `features`
     feature_table their names and dependencies
 
     Options are the keyword arguments of `__init__`, converted by their annotations (`devices.options`). `__init__`
@@ -79,6 +80,7 @@ class Device:
     device_id: ClassVar[int] = 0
     config_space: ClassVar[type[ConfigSpace]] = ConfigSpace
     feature_table: ClassVar[FeatureTable] = FeatureTable()
+    offers: ClassVar[int] = 0
 
     queues: Sequence[Queue] = ()
     features: int = 0
@@ -103,13 +105,15 @@ class Device:
                 raise TypeError(f"{cls.__name__}: on_write({name!r}), but the driver cannot write that field")
 
     def __init__(self, *, features: int | None = None, queues: Sequence[Queue] | None = None) -> None:
-        """Raises ValueError for features that belong to the transport or lack one they require."""
+        """Raises ValueError for features that belong to the transport, lack one they require or are not in `offers`."""
         if features is not None:
             self.features = features
         if queues is not None:
             self.queues = tuple(queues)
         if self.features & RESERVED_MASK:
             raise ValueError(f"{self.name}: feature bits 24 to 49 are the transport's, {self.features:#x} offered")
+        if self.offers and (more := self.features & ~self.offers):
+            raise ValueError(f"{self.name}: offers features {more:#x}, which its class does not list")
         if unmet := self.feature_table.unmet(self.features):
             raise ValueError(f"{self.name}: {unmet}")
         self.config = self.config_space(self.features)
@@ -141,7 +145,7 @@ class Device:
     # ---- Life cycle, for models to override ---------------------------------------------------------------------
 
     def check(self) -> None:
-        """Looks, without opening anything, whether `open` can succeed. Raises DeviceError. From any thread."""
+        """Looks, without keeping anything open, whether `open` can succeed. Raises DeviceError. From any thread."""
 
     def open(self) -> None:
         """Opens what the device needs on the host; called once, before a driver is there. Raises DeviceError."""

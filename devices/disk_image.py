@@ -6,15 +6,20 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from devices.errors import DeviceError
+from devices.errors import DeviceError, InUse
 
 # Linux takes this many buffers in one preadv (UIO_MAXIOV).
 MAX_VIEWS = 1024
 ZEROES = bytes(1 << 20)
+
+# An image is locked for a moment by whoever only looks whether it is in use, as `check` does.
+_LOCK_SECONDS = 0.2
+_LOCK_LOOKS = 10
 
 # linux/falloc.h
 KEEP_SIZE = 0x01
@@ -35,8 +40,11 @@ class DiskImage:
         self._fd = -1
         self._block_device = False
 
-    def check(self) -> None:
-        """Looks at the file without opening it. Raises DeviceError."""
+    def check(self, size: int | None = None) -> int:
+        """Looks at the file, and whether it is in use, without keeping it open; returns the bytes it has.
+
+        `size`: what it is to `grow` to. Raises DeviceError.
+        """
         try:
             mode = self.path.stat().st_mode
         except OSError as error:
@@ -46,6 +54,14 @@ class DiskImage:
         if not os.access(self.path, wanted, effective_ids=os.access in os.supports_effective_ids):
             hint = "" if self.readonly else "; for a read-only disk say readonly=on"
             raise DeviceError(f"image {self.path}: not allowed to {'read' if self.readonly else 'write'} it{hint}")
+        self.open()
+        try:
+            present = self.size()
+            if size is not None:
+                self._check_growth(present, size)
+            return present
+        finally:
+            self.close()
 
     def open(self) -> None:
         """Opens and locks the file. Raises DeviceError."""
@@ -59,14 +75,12 @@ class DiskImage:
             mode = os.fstat(self._fd).st_mode
             self._check_type(mode)
             self._block_device = stat.S_ISBLK(mode)
-            fcntl.flock(self._fd, (fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            self._lock()
         except DeviceError:
             self.close()
             raise
         except OSError as error:
             self.close()
-            if error.errno == errno.EWOULDBLOCK:
-                raise DeviceError(f"image {self.path} is in use by another process; stop that one first") from error
             raise DeviceError(f"image {self.path}: cannot be locked: {_text(error)}") from error
 
     def close(self) -> None:
@@ -87,9 +101,7 @@ class DiskImage:
         present = self.size()
         if size <= present:
             return
-        if self.readonly or self._block_device:
-            reason = "read-only" if self.readonly else "a block device"
-            raise DeviceError(f"image {self.path} has {present} bytes and is {reason}: it cannot grow to {size}")
+        self._check_growth(present, size)
         try:
             os.ftruncate(self._fd, size)
         except OSError as error:
@@ -120,6 +132,25 @@ class DiskImage:
         zeroes = memoryview(ZEROES)
         for start in range(0, size, len(ZEROES)):
             self.write(zeroes[: size - start], offset + start)
+
+    def _lock(self) -> None:
+        kind = fcntl.LOCK_SH if self.readonly else fcntl.LOCK_EX
+        for look in range(_LOCK_LOOKS):
+            if look:
+                time.sleep(_LOCK_SECONDS / _LOCK_LOOKS)
+            try:
+                fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK:
+                    raise
+            else:
+                return
+        raise InUse("image", self.path)
+
+    def _check_growth(self, present: int, size: int) -> None:
+        if size > present and (self.readonly or self._block_device):
+            reason = "read-only" if self.readonly else "a block device"
+            raise DeviceError(f"image {self.path} has {present} bytes and is {reason}: it cannot grow to {size}")
 
     def _check_type(self, mode: int) -> None:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):

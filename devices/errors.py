@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class RequestError(Exception):
     """The driver made a request that no driver would make.
@@ -17,3 +19,16 @@ class OptionError(ValueError):
 
 class DeviceError(Exception):
     """The host cannot provide what the device needs (no such file, locked by another process). One line."""
+
+
+class InUse(DeviceError):
+    """What the device needs is another's: `path` is an image or a socket that somebody has open."""
+
+    def __init__(self, what: str, path: Path) -> None:
+        super().__init__(f"{what} {path} is in use already; stop what uses it, or name another")
+        self.what = what
+        self.path = path
+
+
+class NotPermitted(DeviceError):
+    """This user may not have what the device needs. One line, which says what to do."""

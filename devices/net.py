@@ -74,7 +74,7 @@ Mac = Annotated[bytes, parse_mac]
 class Net(Device):
     """Network device (virtio 1.3 section 5.1) with its cable in one of two things of the host:
 
-    tap           name of a tap interface, or
+    tap           name of a tap interface: one that is there, else it is made, and goes with the device; or
     socket, peer  paths of a datagram socket of this device and of the one at the other end
 
     mac           its address; by default one made from the name of the interface or socket, so that it stays the same
@@ -93,6 +93,11 @@ class Net(Device):
     config_space = NetConfig
     config: NetConfig
     queues = (Queue("receiveq1", handler="receiveq"), Queue("transmitq1", handler="transmitq"), Queue("controlq", 64))
+    features = mask(
+        F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE,
+        F_CTRL_MAC_ADDR, F_SPEED_DUPLEX,
+    )  # fmt: skip
+    offers = features | mask(F_MTU, F_MQ)
     feature_table = FEATURES
 
     def __init__(
@@ -119,9 +124,7 @@ class Net(Device):
         if not is_unicast(self._mac):
             raise ValueError(f"mac={self._mac.hex(':')} is not the address of one station")
 
-        features = mask(F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA)
-        features |= mask(F_GUEST_ANNOUNCE, F_CTRL_MAC_ADDR, F_SPEED_DUPLEX)
-        features |= (mask(F_MTU) if mtu else 0) | (mask(F_MQ) if queues > 1 else 0)
+        features = self.features | (mask(F_MTU) if mtu else 0) | (mask(F_MQ) if queues > 1 else 0)
         super().__init__(features=features, queues=[*_pairs(queues), Queue("controlq", 64, feature=F_CTRL_VQ)])
 
         self.counters: Counter[str] = Counter()

@@ -14,16 +14,19 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from devices.errors import DeviceError
+from devices.errors import DeviceError, InUse, NotPermitted
 
 # Ethernet header with one VLAN tag, and the largest MTU there is (virtio 1.3 section 5.1.4.1).
 MAX_FRAME = 18 + 65535
 MAX_SOCKET_PATH = 107
 
 _TUN = Path("/dev/net/tun")
+_INTERFACES = Path("/sys/class/net")
+_STATUS = Path("/proc/self/status")
 _INTERFACE_NAME = 15
+_CAP_NET_ADMIN = 12  # linux/capability.h
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
@@ -56,8 +59,33 @@ class NetBackend(Protocol):
         """False if the frame was dropped. Raises nothing."""
 
 
+def may_make_interfaces() -> bool:
+    """Whether this process has CAP_NET_ADMIN, without which it gets only a tap interface that was made for its user."""
+    try:
+        (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith("CapEff:")]
+    except (OSError, ValueError):
+        return True  # not known: the kernel will say
+    return int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1 != 0
+
+
+def taps_of_this_user() -> list[str]:
+    """Names of the tap interfaces that are there and that this process may use without CAP_NET_ADMIN."""
+    return sorted(node.parent.name for node in _INTERFACES.glob("*/tun_flags") if _is_ours(node.parent))
+
+
+def _is_ours(interface: Path) -> bool:
+    """As the kernel decides for who lacks CAP_NET_ADMIN (tun_not_capable): -1 stands for anybody."""
+    try:
+        owner, group = (int((interface / name).read_text()) for name in ("owner", "group"))
+    except (OSError, ValueError):
+        return True  # not known: the kernel will say
+    return owner in (-1, os.geteuid()) and (group == -1 or group in (os.getegid(), *os.getgroups()))
+
+
 class TapBackend:
-    """A tap interface of the host; made by `open` unless it is there. Bringing it up is its owner's business."""
+    """A tap interface of the host; made by `open` unless it is there, and then gone at `close`. Bringing it up is its
+    owner's business.
+    """
 
     def __init__(self, interface: str) -> None:
         if not 0 < len(interface) <= _INTERFACE_NAME or not interface.isascii() or set(interface) & set("/: %\n\t"):
@@ -70,9 +98,24 @@ class TapBackend:
         return f"tap {self._interface}"
 
     def check(self) -> None:
+        if not _TUN.exists():
+            raise DeviceError(f"{self.name}: {_TUN}: not there; load the module tun")
         if not os.access(_TUN, os.R_OK | os.W_OK):
-            reason = "not allowed to use it" if _TUN.exists() else "not there; load the module tun"
-            raise DeviceError(f"{self.name}: {_TUN}: {reason}")
+            raise NotPermitted(f"{self.name}: {_TUN}: not allowed to use it; run as root")
+        directory = _INTERFACES / self._interface
+        if directory.exists() and not (directory / "tun_flags").exists():
+            raise DeviceError(f"{self.name}: the interface is there and is no tap; name another")
+        if not (directory.exists() or may_make_interfaces()):
+            user = os.geteuid()
+            way = f"as root: `ip tuntap add dev {self._interface} mode tap user {user}`"
+            raise NotPermitted(f"{self.name}: user {user} may not make it (no CAP_NET_ADMIN); {way}")
+        if directory.exists():
+            if not (_is_ours(directory) or may_make_interfaces()):
+                text = "made for another user, and no CAP_NET_ADMIN; run as that one, or as root"
+                raise NotPermitted(f"{self.name}: {text}")
+            # One that is there does not go by this, and only the kernel knows whether somebody has it.
+            self.open()
+            self.close()
 
     def open(self) -> None:
         try:
@@ -81,8 +124,10 @@ class TapBackend:
             fcntl.ioctl(self._fd, _TUNSETIFF, request)
         except OSError as error:
             self.close()
-            hint = "in use by another process" if error.errno == errno.EBUSY else (error.strerror or "").lower()
-            raise DeviceError(f"{self.name}: {hint}") from error
+            if error.errno == errno.EBUSY:
+                raise DeviceError(f"{self.name}: in use already; stop what uses it, or name another") from error
+            kind = NotPermitted if error.errno == errno.EPERM else DeviceError
+            raise kind(f"{self.name}: {(error.strerror or '').lower()}") from error
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -139,6 +184,11 @@ class SocketBackend:
             raise DeviceError(f"{self.name}: no directory {directory}")
         if not os.access(directory, os.W_OK | os.X_OK):
             raise DeviceError(f"{self.name}: not allowed to make files in {directory}")
+        try:
+            if os.path.lexists(self._path) and not self._left_over():
+                self._refuse_taken()
+        except OSError as error:
+            raise DeviceError(f"{self.name}: {(error.strerror or str(error)).lower()}") from error
 
     def open(self) -> None:
         self._receiver = _datagram_socket()
@@ -214,8 +264,15 @@ class SocketBackend:
                 self._path.unlink(missing_ok=True)
             receiver.bind(path)
         except OSError as error:
-            reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
-            raise DeviceError(f"{self.name}: {reason}") from error
+            if error.errno == errno.EADDRINUSE:
+                self._refuse_taken()
+            raise DeviceError(f"{self.name}: {(error.strerror or str(error)).lower()}") from error
+
+    def _refuse_taken(self) -> NoReturn:
+        """Raises DeviceError: there is something at the path that is not left over."""
+        if self._path.is_socket():
+            raise InUse("socket", self._path)
+        raise DeviceError(f"{self.name}: there is a file of that name, which is no socket; name another")
 
     def _left_over(self) -> bool:
         """Whether there is a socket at the path that nobody has open."""

@@ -25,6 +25,7 @@ Size = NewType("Size", int)
 
 _D = TypeVar("_D", bound=Device)
 _BOOL = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
+_TYPE_NAMES: dict[type, str] = {str: "a string", int: "an integer", bool: "true or false"}
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -45,11 +46,30 @@ def build(device_class: type[_D], options: Mapping[str, str]) -> _D:
 def update(device: Device, options: Mapping[str, str]) -> None:
     """Changes options of a live device. Raises OptionError for the text, DeviceError if the device cannot."""
     method = None if type(device).update is Device.update else device.update
-    arguments = _convert(f"{device.name} update", method, options)
+    arguments = _convert(device.name, method, options)
     try:
         device.update(**arguments)
     except ValueError as error:
-        raise OptionError(f"{device.name} update: {error}") from error
+        raise OptionError(f"{device.name}: {error}") from error
+
+
+def check_update(device_class: type[Device], options: Mapping[str, str]) -> None:
+    """Whether `update` takes options of these names and kinds; a live device may still refuse. Raises OptionError."""
+    _convert(device_class.name, None if device_class.update is Device.update else device_class.update, options)
+
+
+def check_types(device_class: type[Device], values: Mapping[str, object]) -> None:
+    """Options with the types that a configuration file has: a string for each, a number or a truth value for those
+    that are one. Names that the model does not know are not looked at. Raises OptionError, one line.
+    """
+    hints = get_type_hints(device_class.__init__, include_extras=True)
+    for key in describe(device_class).keys() & values.keys():
+        types = (*_types(hints.get(key, str)), str)
+        value = values[key]
+        if type(value) not in types:
+            text = str(value).lower() if isinstance(value, bool) else repr(value)  # as the file has it
+            expected = " or ".join(dict.fromkeys(_TYPE_NAMES[each] for each in types))
+            raise OptionError(f"{device_class.name}: {key} = {text}: expected {expected}")
 
 
 def describe(device_class: type[Device]) -> dict[str, inspect.Parameter]:
@@ -113,6 +133,18 @@ def _value(hint: Any, text: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _one_of({str(member.value): member for member in hint}, text)
     raise TypeError(f"an option annotated {hint!r} cannot be written as text")
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    """What a value of the annotation may be besides text."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return tuple(each for choice in get_args(hint) for each in _types(choice))
+    if origin is Literal:
+        return tuple(type(value) for value in get_args(hint) if type(value) in _TYPE_NAMES)
+    if hint in (int, Size):
+        return (int,)
+    return (bool,) if hint is bool else ()
 
 
 def _one_of(values: Mapping[str, Any], text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -69,13 +70,13 @@ def run(arguments: Sequence[str]) -> NoReturn:
         code = _invoke(arguments)
     except Failure as failure:
         code = _say(failure.code, failure.message)
-    except click.Abort:
-        code = ExitCode.INTERRUPTED
+    except click.Abort as abort:
+        code = _interrupted(abort.__cause__)  # click's own form of a KeyboardInterrupt
     except click.ClickException as error:
         code = ExitCode(error.exit_code) if error.exit_code == ExitCode.USAGE else ExitCode.INTERNAL
         _say(code, _one_line(error))
-    except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        code = _interrupted(interrupt)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
         code = ExitCode.OK
@@ -88,6 +89,11 @@ def _invoke(arguments: Sequence[str]) -> ExitCode:
     result = group.main(list(arguments), prog_name="virtio-dm", standalone_mode=False)
     sys.stdout.flush()
     return ExitCode(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _interrupted(cause: BaseException | None) -> ExitCode:
+    """As a shell counts the end by a signal; that of a KeyboardInterrupt is SIGINT unless it says another."""
+    return ExitCode(128 + getattr(cause, "number", signal.SIGINT))
 
 
 def _one_line(error: click.ClickException) -> str:

@@ -49,8 +49,8 @@ def read(path: Path) -> RunFile:
     try:
         return RunFile(
             domid=_domid(content.get("domid")),
-            hypervisor=parse_hypervisor(_text(content["hypervisor"])) if "hypervisor" in content else None,
-            spin_us=parse_poll(_text(content["poll-us"])) if "poll-us" in content else None,
+            hypervisor=parse_hypervisor(_typed(content, "hypervisor", str)) if "hypervisor" in content else None,
+            spin_us=parse_poll(_typed(content, "poll-us", int, str)) if "poll-us" in content else None,
             devices=_devices(content.get("device", [])),
         )
     except SpecError as error:
@@ -75,14 +75,38 @@ def _device(entry: dict[str, object]) -> Spec:
     model = entry.get("model")
     if not isinstance(model, str):
         raise SpecError('a [[device]] table needs a model, as in model = "blk"')
-    options = tuple((key.replace("-", "_"), _text(value)) for key, value in entry.items() if key != "model")
+    values = {key: value for key, value in entry.items() if key != "model"}
+    _check_types(model, {key.replace("-", "_"): value for key, value in values.items()})
+    options = tuple((key.replace("-", "_"), _text(key, value)) for key, value in values.items())
     return parse(str(Spec(model, options)))  # by the rules of the command line
 
 
-def _text(value: object) -> str:
+def _check_types(model: str, values: dict[str, object]) -> None:
+    """Where the model is known: what cannot be loaded is complained of by who builds it."""
+    from devices import options, registry
+    from devices.errors import OptionError
+
+    try:
+        device_class = registry.load(model)
+    except (Exception, SystemExit):
+        return
+    try:
+        options.check_types(device_class, values)
+    except OptionError as error:
+        raise SpecError(str(error)) from error
+
+
+def _typed(content: dict[str, object], key: str, *types: type) -> str:
+    if type(content[key]) not in types:
+        expected = " or ".join({int: "an integer", str: "a string"}[each] for each in types)
+        raise ValueError(f"{key} = {content[key]!r}: expected {expected}")
+    return str(content[key])
+
+
+def _text(key: str, value: object) -> str:
     """A TOML value as the command line would have it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int | str):
         return str(value)
-    raise SpecError(f"{value!r} is not a string, a number or a truth value")
+    raise SpecError(f"{key} = {value!r}: expected a string, an integer, or true or false")

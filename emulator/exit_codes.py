@@ -24,15 +24,19 @@ class ExitCode(IntEnum):
     TIMED_OUT = 13
     HYPERVISOR_LOST = 14
     NOT_INSTALLED = 15
+    UNFIT_MACHINE = 16
+    PROCESS_FAILED = 17
+    HUNG_UP = 129
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "done; for run, supervise and local: stopped as asked, or the domain is gone",
     ExitCode.INTERNAL: "a fault of virtio-dm itself; the traceback is on standard error",
-    ExitCode.USAGE: "wrong command, option or argument",
+    ExitCode.USAGE: "wrong command, option or argument, or key of the configuration file",
     ExitCode.BAD_DEVICE: "no such device model, or an option of it that is unknown, missing or wrong",
-    ExitCode.MISSING_FILE: "a file, socket or interface that was named is missing, unreadable or in use",
+    ExitCode.MISSING_FILE: "what was named is missing, unreadable, unfit or in use: a file, a socket, an interface",
     ExitCode.NO_DOMAIN: "no such domain",
     ExitCode.ALREADY_RUNNING: "another process does this job already (second emulator of a domain, second supervisor)",
     ExitCode.NO_HYPERVISOR: "the hypervisor is not available",
@@ -44,7 +48,11 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.TIMED_OUT: "the emulator or the guest did not answer in time",
     ExitCode.HYPERVISOR_LOST: "the hypervisor or its store went away",
     ExitCode.NOT_INSTALLED: "a part of virtio-dm is not built or not installed",
-    ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+    ExitCode.UNFIT_MACHINE: "this machine lacks what the command needs (bench: a second CPU)",
+    ExitCode.PROCESS_FAILED: "a process that the command started ended too early, or did not start (bench)",
+    ExitCode.HUNG_UP: "ended by SIGHUP",
+    ExitCode.INTERRUPTED: "ended by Ctrl-C (SIGINT)",
+    ExitCode.TERMINATED: "ended by SIGTERM; run, supervise and local end with 0 then",
 }
 
 

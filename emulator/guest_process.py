@@ -24,6 +24,10 @@ class GuestFailed(Exception):
     """The guest could not do what it was told; the text is the guest's."""
 
 
+class GuestTimedOut(GuestFailed):
+    """The guest did not answer in time."""
+
+
 def decoded(answer: dict[str, Any]) -> LatencyRecorder:
     """What one of the measure operations recorded."""
     return LatencyRecorder.from_bytes(base64.b64decode(answer["recorder"]))
@@ -61,7 +65,7 @@ class GuestProcess:
         return self._process.pid
 
     def request(self, op: str, *, answer_within: float = 60.0, **parameters: Any) -> dict[str, Any]:
-        """One command, one answer. Raises GuestFailed: refused, no answer in `answer_within` seconds, or the end."""
+        """One command, one answer. Raises GuestFailed: refused, or the guest ended; GuestTimedOut."""
         deadline = time.monotonic() + answer_within
         self._send(op, (json.dumps({"op": op, **parameters}) + "\n").encode(), deadline)
         line = self._line(op, deadline)
@@ -108,7 +112,7 @@ class GuestProcess:
         left = memoryview(line)
         while left:
             if not select.select([], [into], [], max(0.0, deadline - time.monotonic()))[1]:
-                raise GuestFailed(f"{op}: the guest does not listen")
+                raise GuestTimedOut(f"{op}: the guest does not listen")
             try:
                 left = left[os.write(into, left) :]
             except BrokenPipeError as error:
@@ -119,7 +123,7 @@ class GuestProcess:
         out = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
             if not select.select([out], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise GuestFailed(f"{op}: no answer from the guest in time")
+                raise GuestTimedOut(f"{op}: no answer from the guest in time")
             data = os.read(out, 1 << 20)
             if not data:
                 raise GuestFailed(f"{op}: the guest ended")

@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import errno
-from enum import IntEnum
 
 from cpp_ring.store import Access, StoreError
+from cpp_ring.xenbus_states import State as State  # what is in the nodes, beside where they are
 
 DEVICE_TYPE = "virtio-msg"
-
-
-class State(IntEnum):
-    """Xenbus states; UNKNOWN stands for a node that is not there."""
-
-    UNKNOWN = 0
-    INITIALISING = 1
-    INIT_WAIT = 2
-    INITIALISED = 3
-    CONNECTED = 4
-    CLOSING = 5
-    CLOSED = 6
-    RECONFIGURING = 7
-    RECONFIGURED = 8
-
-
-def domain_dir(domid: int) -> str:
-    return f"/local/domain/{domid}"
 
 
 def frontends_dir(frontend: int) -> str:

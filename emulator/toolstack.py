@@ -240,6 +240,26 @@ def entries(machine: Machine, store: Store) -> list[Entry]:
     return result
 
 
+def spec_of(machine: Machine, store: Store, frontend: int, devid: int) -> Spec | None:
+    """The specification of a device; None if there is none that can be read. Raises StoreError."""
+    text = store.read_optional(f"{backend_dir(machine.backend, frontend, devid)}/spec")
+    try:
+        return None if text is None else parse(text)
+    except SpecError:
+        return None
+
+
+def user_of(machine: Machine, store: Store, path: Path) -> Entry | None:
+    """The device that is served and whose options name that file; None if there is none. Raises StoreError."""
+    for entry in entries(machine, store):
+        if entry.pid is None or entry.backend_state == State.CLOSED.name.lower():
+            continue
+        with contextlib.suppress(SpecError):
+            if any(os.path.realpath(value) == os.path.realpath(path) for _, value in parse(entry.spec).options):
+                return entry
+    return None
+
+
 def emulator_pid(machine: Machine, domid: int) -> int | None:
     """The process that serves the domain; None if there is none, or it runs in another domain."""
     return None if machine.elsewhere else lock.holder(lock.emulator_lock(machine.domain_directory(domid)))

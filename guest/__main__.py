@@ -50,10 +50,24 @@ def probe_command(domain: Domain, arguments: argparse.Namespace) -> None:
                 case dict():
                     for name, number in value.items():
                         print(f"{key}.{name}: {number}")
-                case list() | tuple():
-                    print(f"{key}: {' '.join(str(entry) for entry in value)}")
                 case _:
-                    print(f"{key}: {value}")
+                    print(f"{key}: {_readable(key, value)}")
+
+
+def _readable(key: str, value: object) -> str:
+    """An entry of `agent.describe` for people."""
+    match key, value:
+        case "vendor_id", int():
+            return f"{value:#06x}"
+        case "queues", list():
+            return f"{len(value)}, of size {', '.join(map(str, value))}" if value else "0"
+        case "speed", None:
+            return "unknown"
+        case "speed", (speed, duplex):
+            return f"{speed} Mbit/s, {'full' if duplex else 'half'} duplex"
+        case _, list() | tuple():
+            return " ".join(map(str, value))
+    return str(value)
 
 
 def config_command(domain: Domain, arguments: argparse.Namespace) -> None:
@@ -106,7 +120,7 @@ def net_command(domain: Domain, arguments: argparse.Namespace) -> None:
                 print(frame.hex())
             case "info":
                 for key in ("mac", "mtu", "link", "announce", "speed", "pairs"):
-                    print(f"{key}: {agent.describe(nic)[key]}")
+                    print(f"{key}: {_readable(key, agent.describe(nic)[key])}")
 
 
 def agent_command(domain: Domain, _: argparse.Namespace) -> None:

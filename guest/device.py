@@ -93,6 +93,7 @@ class VirtioDevice:
         self._resets = 0
         self._completed_at_reset = -1
         self._probing = False
+        self.prepare()
         self.transport = Transport(domain, number, arena_pages=self.arena_pages, timeout=exchange_timeout)
         try:
             self.transport.connect(timeout)
@@ -106,6 +107,9 @@ class VirtioDevice:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def prepare(self) -> None:
+        """Makes what a driver keeps besides its queues. Comes once, before the device is connected."""
 
     # ---- probe ----
 

@@ -14,7 +14,7 @@ from guest import messages
 from guest.blk import BlockDevice, Operation
 from guest.device import VirtioDevice
 from guest.errors import RequestFailed
-from guest.queue import Chain
+from guest.queue import Chain, RequestQueue
 
 Answer = dict[str, Any]
 Driver = TypeVar("Driver", bound=VirtioDevice)
@@ -78,12 +78,7 @@ class Measuring(ABC):
             raise RequestFailed("no room in the arena: other requests hold it")
         queue, chain = device.queues[request.queue], request.chain
         device.complete(queue, chain)
-        recorder = LatencyRecorder()
-        try:
-            queue.ring.measure(chain.readable, chain.writable, count, recorder)
-        finally:
-            queue.free(chain)
-        return recorded(recorder)
+        return _measure_ring(queue, chain, count)
 
     def op_measure_rng(self, dev: int, count: int, size: int = 16) -> Answer:
         """As measure_blk_read, for a device of one queue that answers any writable buffer."""
@@ -95,17 +90,22 @@ class Measuring(ABC):
         queue = device.queues[0]
         chain = Chain([], [buffer.piece()], (buffer,))
         device.perform(queue, chain)
-        recorder = LatencyRecorder()
-        try:
-            queue.ring.measure(chain.readable, chain.writable, count, recorder)
-        finally:
-            queue.free(chain)
-        return recorded(recorder)
+        return _measure_ring(queue, chain, count)
 
     def _measure(self, dev: int, msg_id: int, payload: bytes, count: int, idle: bool) -> Answer:
         recorder = LatencyRecorder()
         self.device(dev).transport.frontend.measure(msg_id, payload, count, recorder, idle)
         return recorded(recorder)
+
+
+def _measure_ring(queue: RequestQueue, chain: Chain, count: int) -> Answer:
+    """`count` times a chain that was completed once, which is freed."""
+    recorder = LatencyRecorder()
+    try:
+        queue.ring.measure(chain.readable, chain.writable, count, recorder)
+    finally:
+        queue.free(chain)
+    return recorded(recorder)
 
 
 def recorded(recorder: LatencyRecorder) -> Answer:

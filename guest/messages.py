@@ -35,7 +35,6 @@ _RANGE = struct.Struct("<2I")
 _CONFIG = struct.Struct("<3I")
 _WORD = struct.Struct("<I")
 _VQUEUE = struct.Struct("<4I3Q")
-_SHM = struct.Struct("<I2Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +66,6 @@ class QueueInfo:
     descriptor: int
     driver: int
     device: int
-
-
-@dataclass(frozen=True, slots=True)
-class SharedMemoryRegion:
-    """Answer of GET_SHM; `length` 0: no such region."""
-
-    index: int
-    length: int
-    address: int
 
 
 def _fixed(layout: struct.Struct, payload: bytes, message: str) -> tuple[int, ...]:
@@ -166,9 +156,3 @@ def vqueue(payload: bytes, index: int) -> QueueInfo:
 
 def set_vqueue(index: int, size: int, descriptor: int, driver: int, device: int) -> bytes:
     return _VQUEUE.pack(index, 0, size, 0, descriptor, driver, device)
-
-
-def shared_memory(payload: bytes, index: int) -> SharedMemoryRegion:
-    got, length, address = _fixed(_SHM, payload, "GET_SHM")
-    _echoed("GET_SHM", "region", got, index)
-    return SharedMemoryRegion(index, length, address)

@@ -12,7 +12,6 @@ from typing import ClassVar, Final
 from guest.arena import SECTOR, Arena, Buffer
 from guest.device import VirtioDevice, bits
 from guest.errors import BadAnswer, ConfigRefused, InitialisationFailed, RequestTimeout
-from guest.hypervisor import Domain
 from guest.queue import Chain, RequestQueue
 
 MTU: Final = 3
@@ -36,6 +35,8 @@ RX_BUFFER: Final = 2048
 ETHERNET: Final = 18
 """Bytes of an Ethernet header with a VLAN tag."""
 DEFAULT_MTU: Final = 1500
+MAX_SPEED: Final = 0x7FFFFFFF
+"""Mbit/s; above it a device does not know (virtio 1.3 section 5.1.4)."""
 MAX_FRAME: Final = 65536
 
 _HEADER = struct.Struct("<BBHHHHH")
@@ -85,24 +86,12 @@ class NetDevice(VirtioDevice):
     )
     arena_pages: ClassVar[int] = 512
 
-    def __init__(
-        self,
-        domain: Domain,
-        number: int,
-        *,
-        timeout: float = 30.0,
-        exchange_timeout: float = 2.0,
-        refuse: int = 0,
-        queue_size: int = 128,
-    ) -> None:
+    def prepare(self) -> None:
         self._frames: list[deque[bytes]] = []
         self._partial: list[list[bytes]] = []  # for each pair, the buffers of a frame of which more are to come
         self._settings: dict[tuple[int, ...], bytes] = {}
         self.dropped = 0
         """Received buffers that held no frame."""
-        super().__init__(
-            domain, number, timeout=timeout, exchange_timeout=exchange_timeout, refuse=refuse, queue_size=queue_size
-        )
 
     def start(self) -> None:
         self.mac = self.config_read(0, 6) if self.has(MAC) else bytes(6)
@@ -184,11 +173,12 @@ class NetDevice(VirtioDevice):
 
     @property
     def speed(self) -> tuple[int, int] | None:
-        """(Mbit/s, duplex); None if the device does not say."""
+        """(Mbit/s, duplex: 1 full, 0 half); None if the device does not say."""
         if not self.has(SPEED_DUPLEX):
             return None
         data = self.config_read(12, 5)
-        return int.from_bytes(data[:4], "little"), data[4]
+        speed = int.from_bytes(data[:4], "little")
+        return None if speed > MAX_SPEED else (speed, data[4])
 
     # ---- control queue; each raises Unsupported, ConfigRefused ----
 

@@ -10,10 +10,10 @@ import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 from cpp_ring.store import Store, StoreError, Transaction, parse_u32, parse_u32_list, quote
+from cpp_ring.xenbus_states import State as State
 from guest.errors import ConnectionFailed, NoSuchDevice
 
 DEVICES: Final = "device/virtio-msg"
@@ -24,20 +24,6 @@ MAX_QUEUES: Final = 129
 
 MAX_DEVICES: Final = 1024
 MAX_DOMID: Final = 0x7FFF
-
-
-class State(IntEnum):
-    """xenbus states."""
-
-    UNKNOWN = 0
-    INITIALISING = 1
-    INIT_WAIT = 2
-    INITIALISED = 3
-    CONNECTED = 4
-    CLOSING = 5
-    CLOSED = 6
-    RECONFIGURING = 7
-    RECONFIGURED = 8
 
 
 class XenbusDevice:

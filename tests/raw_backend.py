@@ -80,7 +80,7 @@ class ScriptedDevice:
             case messages.GET_DEVICE_FEATURES:
                 index, count = struct.unpack("<2I", payload)
                 blocks = (self.features >> 32 * index) & ((1 << 32 * count) - 1)
-                return payload + blocks.to_bytes(4 * count, "little")
+                return payload + int(blocks).to_bytes(4 * count, "little")
             case messages.SET_DRIVER_FEATURES:
                 self.driver_features = int.from_bytes(payload[8:], "little")
                 return b""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpp_ring import MAX_MESSAGE, PROTOCOL_VERSION, error_name
+from cpp_ring.xenbus_states import State
 from guest import messages
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,12 @@ def test_a_code_without_a_name_is_unknown() -> None:
 def test_every_message_has_one_number_in_header_document_and_driver(name: str, number: int) -> None:
     assert f"|0x{number:02x}|{name}|" in DOCUMENT
     assert getattr(messages, name) == number
+
+
+def test_the_states_of_xenbus_have_their_numbers_in_document_and_code() -> None:
+    for state in State:
+        name = state.name.title().replace("_", "")
+        assert re.search(rf"^\|.*\b{state.value} {name}\b", DOCUMENT, re.MULTILINE), name
 
 
 def test_sizes_and_version_are_the_headers() -> None:

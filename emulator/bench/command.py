@@ -15,12 +15,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from emulator.bench import run, xen_run
+from emulator.bench.errors import EXPECTED, failure
 from emulator.bench.rows import LIMIT, Row, human, targets
 from emulator.bench.run import Result
 from emulator.commands import options
 from emulator.demo.interrupts import Interrupts
 from emulator.exit_codes import ExitCode, Failure
-from emulator.guest_process import GuestFailed
 from emulator.machine import LAST_DOMID, HypervisorName, parse_hypervisor
 
 
@@ -85,9 +85,9 @@ def command(
 ) -> ExitCode:
     """Measure round trips of the config ring, the machine's limit, and what one would use instead.
 
-    The two sides of each row run in two processes on two cores, on Xen in two domains; rows take turns in ten rounds.
-    Nothing else should run meanwhile. Figures are nanoseconds from request to answer, but for memory. Without Xen it
-    needs nothing: it makes a local machine of its own.
+    The two sides of each row run in two processes on two cores (two threads of one, where it is the only one), on Xen
+    in two domains; rows take turns in ten rounds. Nothing else should run meanwhile. Figures are nanoseconds from
+    request to answer, but for memory. Without Xen it needs nothing: it makes a local machine of its own.
     """
     measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, count)
     if plot_path is not None:
@@ -96,18 +96,29 @@ def command(
     try:
         with Interrupts(), _progress(console) as progress:
             result = measure(progress)
-    except (GuestFailed, RuntimeError, OSError) as error:
-        raise Failure(ExitCode.INTERNAL, f"the bench failed: {error}") from error
+    except EXPECTED as error:
+        raise failure(error) from error
     print_table(console, result.rows, result.machine)
     if json_path is not None:
         limit = result.rows[LIMIT]
         rows = [row.as_json(limit) for row in result.rows.values()]
-        json_path.write_text(json.dumps({"machine": result.machine, "rows": rows}, indent=1) + "\n")
+        with _written(json_path):
+            json_path.write_text(json.dumps({"machine": result.machine, "rows": rows}, indent=1) + "\n")
     if plot_path is not None:
         from emulator.bench.plot import plot
 
-        plot(result.rows.values(), plot_path)
+        with _written(plot_path):
+            plot(result.rows.values(), plot_path)
     return ExitCode.OK
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise Failure(ExitCode.MISSING_FILE, f"cannot write {path}: {why}") from error
 
 
 def _measure(

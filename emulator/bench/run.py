@@ -16,6 +16,8 @@ from cpp_ring import LatencyRecorder, pin_thread
 from emulator.bench import device, peers, vhost_user
 from emulator.bench.rows import LIMIT, Row
 from emulator.bench.site import Site, create_domains, measure_pss, measure_start, open_site
+from emulator.cpus import Pair, allowed, choose_pair, count_cores
+from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestProcess, decoded
 
 ROUNDS = 10
@@ -52,7 +54,8 @@ def machine_line(hypervisor: str) -> dict[str, str | int]:
                 break
     return {
         "cpu": model,
-        "cores": os.cpu_count() or 1,
+        "cores": count_cores(range(os.cpu_count() or 1)) or "unknown",
+        "cpus": os.cpu_count() or 1,
         "arch": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -60,15 +63,23 @@ def machine_line(hypervisor: str) -> dict[str, str | int]:
     }
 
 
+def pinned(pair: Pair) -> dict[str, str | int]:
+    """Where the two sides of a local run are."""
+    siblings = "unknown" if pair.siblings is None else "yes" if pair.siblings else "no"
+    return {"frontend-cpu": pair.first, "backend-cpu": pair.second, "smt-siblings": siblings}
+
+
 def run(count: int, progress: Callable[[float, str], None]) -> Result:
     """Measures every row; the fast ones take `count` samples. `progress` gets the share done and what comes next.
 
-    Raises OSError, RuntimeError, TimeoutError, GuestFailed, Failure.
+    Raises Failure, and what emulator.bench.errors says.
     """
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus = allowed()
     if len(cpus) < 2:
-        raise RuntimeError("the bench needs two cores: one for the backend, one for the frontend")
-    client, server = cpus[0], cpus[1]
+        text = "the bench needs two CPUs, one for the backend, one for the frontend; this process may run on one"
+        raise Failure(ExitCode.UNFIT_MACHINE, text)
+    pair = choose_pair(cpus)
+    client, server = pair.first, pair.second
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, cpus)
         pin_thread(client)
@@ -82,7 +93,7 @@ def run(count: int, progress: Callable[[float, str], None]) -> Result:
         progress(0.9, pss.name)
         create_domains(PSS_DOMAINS)
         measure_pss(site, PSS_DOMAINS, pss.recorder)
-        return Result(machine_line("local"), rows | {start.name: start, pss.name: pss})
+        return Result(machine_line("local") | pinned(pair), rows | {start.name: start, pss.name: pss})
 
 
 def take_turns(

@@ -15,7 +15,9 @@ from pathlib import Path
 from cpp_ring import LatencyRecorder
 from cpp_ring.store import Store
 from emulator import local, toolstack
+from emulator.bench.errors import ProcessFailed
 from emulator.child import die_with_parent
+from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestProcess
 from emulator.machine import Machine, open_machine, parse_hypervisor
 from emulator.spec import parse
@@ -88,13 +90,13 @@ class Site:
         return GuestProcess(str(self.machine.name), domid, cpu=self.client_cpu, command=self.guest_command)
 
     def await_backend(self, process: subprocess.Popen[bytes], domid: int, devid: int) -> None:
-        """Returns once the emulator offers the device. Raises TimeoutError."""
+        """Returns once the emulator offers the device. Raises TimeoutError, ProcessFailed."""
         path = backend_dir(self.machine.backend, domid, devid) + "/state"
         deadline = time.monotonic() + START_SECONDS
         while self.store.read_optional(path) != str(int(State.INIT_WAIT)):
             if process.poll() is not None:
                 said = self._log(domid).read_text().strip().rpartition("\n")[2]
-                raise RuntimeError(f"the emulator of domain {domid} ended with code {process.returncode}: {said}")
+                raise ProcessFailed(f"the emulator of domain {domid} ended with code {process.returncode}: {said}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the emulator of domain {domid} was not ready in {START_SECONDS:g} s")
             time.sleep(0.005)
@@ -121,7 +123,7 @@ def open_site(server_cpu: int, client_cpu: int) -> Iterator[Site]:
 
 @contextlib.contextmanager
 def _broker() -> Iterator[None]:
-    """Started as a child, not on demand, so that it cannot outlive a bench that is killed. Raises RuntimeError."""
+    """Started as a child, not on demand, so that it cannot outlive a bench that is killed. Raises ProcessFailed."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "emulator", "local", MACHINE],
         stdin=subprocess.DEVNULL,
@@ -133,7 +135,7 @@ def _broker() -> Iterator[None]:
         deadline = time.monotonic() + START_SECONDS
         while not local.running(MACHINE):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the local machine of the bench did not start; `virtio-dm local` says why")
+                raise ProcessFailed("the local machine of the bench did not start; `virtio-dm local` says why")
             time.sleep(0.005)
         yield
     finally:
@@ -175,5 +177,5 @@ def measure_pss(site: Site, domids: Iterable[int], recorder: LatencyRecorder) ->
             rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
             found = re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE)
             if found is None:
-                raise RuntimeError("the kernel gives no Pss in smaps_rollup")
+                raise Failure(ExitCode.UNFIT_MACHINE, "the kernel gives no Pss in smaps_rollup")
             recorder.record(int(found[1]) * 1024)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cpp_ring import LatencyRecorder
+from emulator.bench.errors import ProcessFailed
 
 # vhost-user protocol: header u32 request, flags, size; flags bit 0..1 version 1, bit 2 reply.
 _HEADER = struct.Struct("<III")
@@ -37,7 +38,7 @@ class _Client:
         self._send(_SET_OWNER)
         offered = struct.unpack("<Q", self._ask(_GET_PROTOCOL_FEATURES))[0]
         if not offered & _F_CONFIG:
-            raise RuntimeError("qemu-storage-daemon offers no configuration space over vhost-user")
+            raise ProcessFailed("qemu-storage-daemon offers no configuration space over vhost-user")
         self._send(_SET_PROTOCOL_FEATURES, struct.pack("<Q", _F_CONFIG))
 
     def _send(self, request: int, payload: bytes = b"") -> None:
@@ -88,7 +89,7 @@ def vhost_user(cpu: int) -> Iterator[_Client]:
             deadline = time.monotonic() + 5
             while not path.exists():
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("qemu-storage-daemon did not start")
+                    raise ProcessFailed("qemu-storage-daemon did not start")
                 time.sleep(0.01)
             client = _Client(path)
             try:

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from cpp_ring import EventChannels, Hypervisor, LatencyRecorder, PingPong
+from emulator.bench.errors import ProcessFailed
 from emulator.bench.peers import WARM_UP, Peer, serving
 from emulator.guest_process import GuestFailed, GuestProcess
 from emulator.machine import Machine
@@ -100,7 +101,7 @@ class XenPeers:
 
         with serving(self._cpu, serve) as control:
             if (said := control.recv()) is not None:
-                raise RuntimeError(said)
+                raise ProcessFailed(said)
             yield control
 
 

@@ -12,6 +12,7 @@ from emulator.bench.run import Measured, Result, config_rows, machine_line, take
 from emulator.bench.site import measure_pss, measure_start
 from emulator.bench.xen_peers import XenPeers
 from emulator.bench.xen_site import XenSite, open_xen_site
+from emulator.cpus import allowed
 from emulator.guest_process import GuestProcess
 
 COUNT = 20_000
@@ -28,7 +29,7 @@ def run(domid: int, guest_command: Sequence[str], count: int, progress: Callable
     Raises besides: StoreError.
     """
     share = min(1.0, count / COUNT)
-    cpu = sorted(os.sched_getaffinity(0))[0]
+    cpu = allowed()[0]
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         pin_thread(cpu)
@@ -45,7 +46,7 @@ def run(domid: int, guest_command: Sequence[str], count: int, progress: Callable
         measure_start(site, domid, max(1, int(STARTS * share)), start.recorder)
         progress(0.9, pss.name)
         measure_pss(site, [domid], pss.recorder)
-    machine = machine_line("xen")
+    machine = machine_line("xen") | {"backend-cpu": cpu, "frontend-cpu": site.client_cpu}  # of their domains' own
     if about["guest"] is not None:
         machine["guest"] = about["guest"]
     machine["guest-kernel"] = about["kernel"]

@@ -26,8 +26,11 @@ def command(
     from emulator import models, toolstack
 
     parsed = options.parse_spec(spec)
-    if backend is None:
-        parsed = models.validate(parsed)  # of another domain its own emulator says whether it can be made
+    if backend is None:  # of another domain its own emulator says whether it can be made
+        try:
+            parsed = models.validate(parsed)
+        except models.InUseFailure as failure:
+            raise options.with_user(failure, hypervisor) from failure
     machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
         require_backend(machine, store, domid)

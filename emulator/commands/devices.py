@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -49,16 +49,20 @@ def summary(model: type[Device]) -> str:
 
 def describe(model: type[Device]) -> Iterator[str]:
     """A model as lines of text."""
+    from devices import options
+
     yield inspect.getdoc(model) or model.__name__
     yield ""
-    yield from _table("options, as KEY=VALUE", ("KEY", "TAKES", "DEFAULT"), _parameters(model, "__init__"))
-    yield from _table("changed by `virtio-dm update`", ("KEY", "TAKES", "DEFAULT"), _parameters(model, "update"))
+    yield from _table("options, as KEY=VALUE", ("KEY", "TAKES", "DEFAULT"), _rows(options.describe(model)))
+    yield from _table(
+        "changed by `virtio-dm update`", ("KEY", "TAKES", "DEFAULT"), _rows(options.describe_update(model))
+    )
     queues = [
         (index, queue.name, queue.size, "" if queue.feature is None else _bit(model, queue.feature))
         for index, queue in enumerate(model.queues)
     ]
     yield from _table("virtqueues", ("INDEX", "NAME", "SIZE", "FEATURE"), queues)
-    yield from _table("features", ("BIT", "NAME"), sorted(model.feature_table.names.items()))
+    yield from _table("features", ("BIT", "NAME", "OFFERED"), _features(model))
     fields = [
         (
             field.offset,
@@ -80,16 +84,10 @@ def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[object, ...
         yield ""
 
 
-def _parameters(model: type[Device], method: str) -> Sequence[tuple[object, ...]]:
-    from devices.device import Device
-
-    function = getattr(model, method)
-    if function is getattr(Device, method):
-        return []
+def _rows(parameters: Mapping[str, inspect.Parameter]) -> Sequence[tuple[object, ...]]:
     return [
         (name, _annotation(entry), "required" if entry.default is entry.empty else _default(entry.default))
-        for name, entry in inspect.signature(function).parameters.items()
-        if entry.kind is entry.KEYWORD_ONLY
+        for name, entry in parameters.items()
     ]
 
 
@@ -102,6 +100,15 @@ def _default(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "-" if value is None else str(value)
+
+
+def _features(model: type[Device]) -> Sequence[tuple[object, ...]]:
+    from devices.features import has
+
+    def offered(bit: int) -> str:
+        return "always" if has(model.features, bit) else "may be" if has(model.offers, bit) else "never"
+
+    return [(bit, name, offered(bit)) for bit, name in sorted(model.feature_table.names.items())]
 
 
 def _bit(model: type[Device], bit: int) -> str:

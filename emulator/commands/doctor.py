@@ -14,9 +14,12 @@ from pathlib import Path
 import click
 
 from cpp_ring import xen
+from emulator import cpus
 from emulator.exit_codes import ExitCode, Failure
 from emulator.machine import open_machine, parse_hypervisor
 from emulator.text_table import lines
+
+TUN = Path("/dev/net/tun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,11 @@ def _kernel() -> Finding:
 
 
 def _cores() -> Finding:
-    count = len(os.sched_getaffinity(0))
-    return Finding("cores", count >= 2, f"{count}; guest and emulator spin on one each")
+    available = cpus.allowed()
+    cores = cpus.count_cores(available)
+    text = f"{cores if cores is not None else 'not known'}, with {len(available)} CPUs for this process"
+    enough = (len(available) if cores is None else cores) >= 2
+    return Finding("cores", enough, f"{text}; guest and emulator spin on one each")
 
 
 def _python() -> Finding:
@@ -112,9 +118,16 @@ def _xen() -> Finding:
 
 
 def _tap() -> Finding:
-    node = Path("/dev/net/tun")
+    node = TUN
     if os.access(node, os.R_OK | os.W_OK):
-        return Finding("tap", True, f"{node} is there for net devices")
+        from devices import net_backends
+
+        if net_backends.may_make_interfaces():
+            return Finding("tap", True, f"{node} is there for net devices, and this user may make interfaces")
+        if names := net_backends.taps_of_this_user():
+            return Finding("tap", True, f"{node} is there for net devices; made for this user: {', '.join(names)}")
+        text = f"{node} is there, but this user may not make interfaces; net devices can use socket= instead"
+        return Finding("tap", False, text, fix=f"as root: ip tuntap add dev NAME mode tap user {os.geteuid()}")
     if node.exists():
         return Finding("tap", False, f"{node} is not ours to open; net devices can use socket= instead")
     return Finding("tap", False, f"no {node}; net devices can use socket= instead", fix="modprobe tun")

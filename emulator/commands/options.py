@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cpp_ring.store import StoreError
 from emulator.exit_codes import ExitCode, Failure
 from emulator.machine import LAST_DOMID, HypervisorName, Machine, open_machine, parse_hypervisor
 from emulator.poll import parse_poll
 from emulator.spec import Spec, SpecError, parse
+
+if TYPE_CHECKING:
+    from emulator.models import InUseFailure
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -77,3 +81,23 @@ def parse_spec(text: str) -> Spec:
         return parse(text)
     except SpecError as error:
         raise Failure(ExitCode.BAD_DEVICE, str(error)) from error
+
+
+def with_user(failure: InUseFailure, name: HypervisorName | None) -> Failure:
+    """The same, naming the device that uses the file, where a machine that runs has it in its store."""
+    from emulator import local, toolstack
+
+    name = name or parse_hypervisor(None)
+    if name.kind == "local" and not local.running(name.machine):
+        return failure  # to look must not start its broker
+    try:
+        machine = open_machine(name)
+        with machine.open_store() as store:
+            user = toolstack.user_of(machine, store, failure.path)
+    except (Failure, StoreError):
+        return failure
+    if user is None:
+        return failure
+    text = f"{failure.what} {failure.path} is in use by device {user.devid} of domain {user.domid}"
+    way = f"`virtio-dm detach {user.domid} {user.devid}`, or the end of process {user.pid}, takes it from there"
+    return Failure(failure.code, f"{text}; {way}")

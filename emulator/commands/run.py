@@ -64,10 +64,15 @@ def command(
     from emulator import log, models
     from emulator.process import RunConfig, end_process, run
 
+    machine = hypervisor or file.hypervisor or parse_hypervisor(None)
+    try:
+        checked = tuple(map(models.validate, specs))
+    except models.InUseFailure as failure:
+        raise options.with_user(failure, machine) from failure
     settings = RunConfig(
         domid=domain,
-        hypervisor=hypervisor or file.hypervisor or parse_hypervisor(None),
-        devices=tuple(map(models.validate, specs)),
+        hypervisor=machine,
+        devices=checked,
         spin_us=poll_us if poll_us is not None else file.spin_us if file.spin_us is not None else 50.0,
     )
     log.configure(log_level)

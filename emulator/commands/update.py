@@ -24,7 +24,7 @@ def command(
     Which ones can be changed is shown by `virtio-dm devices MODEL`. Without KEY=VALUE the device looks anew at what it
     stands on: a blk device takes the size that its file has now.
     """
-    from emulator import toolstack
+    from emulator import models, toolstack
 
     try:
         pairs = dict(parse_pairs(changes))
@@ -32,4 +32,7 @@ def command(
         raise Failure(ExitCode.BAD_DEVICE, str(error)) from error
     machine = options.machine_of(hypervisor, backend)
     with machine.open_store() as store:
+        # A driver domain has models of its own, and what it says of them is not to be run here.
+        if not machine.elsewhere and (spec := toolstack.spec_of(machine, store, domid, devid)):
+            models.validate_update(spec, pairs)
         toolstack.update(machine, store, domid, devid, pairs)

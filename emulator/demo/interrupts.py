@@ -11,13 +11,21 @@ from typing import Final
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Interrupted(KeyboardInterrupt):
+    """The signal `number` came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Interrupts:
-    """While in the context the first of SIGNALS raises KeyboardInterrupt in the main thread; later ones do nothing."""
+    """While in the context the first of SIGNALS raises Interrupted in the main thread; later ones do nothing."""
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, object] = {}
         self._held = 0
-        self._seen = False
+        self._seen: int | None = None
         self._raised = False
 
     def __enter__(self) -> Interrupts:
@@ -45,11 +53,11 @@ class Interrupts:
         """From here on nothing raises: what is left is cleaning up, and its time is bounded."""
         self._held += 1
 
-    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
-        self._seen = True
+    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        self._seen = self._seen or number
         self._raise_if_due()
 
     def _raise_if_due(self) -> None:
         if self._seen and not self._raised and not self._held:
             self._raised = True
-            raise KeyboardInterrupt
+            raise Interrupted(self._seen)

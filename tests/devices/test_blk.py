@@ -323,16 +323,41 @@ def test_limits_are_in_the_configuration_space() -> None:
 
 @pytest.mark.parametrize(
     ("size", "block_size", "capacity"),
-    [(0, 512, 0), (511, 512, 0), (1000, 512, 1), (8192 + 512, 4096, 16), (4095, 4096, 0)],
+    [(512, 512, 1), (1000, 512, 1), (8192 + 512, 4096, 16), (8191, 4096, 8)],
 )
 def test_the_disk_ends_at_the_last_whole_block(
-    image: Path, make: Make, size: int, block_size: int, capacity: int
+    image: Path,
+    make: Make,
+    size: int,
+    block_size: int,
+    capacity: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     image.write_bytes(b"x" * size)
     driver = make(block_size=block_size)
     assert driver.blk.config.capacity == capacity
     assert driver.write(capacity, b"!" * 512) == IOERR
     assert image.read_bytes() == b"x" * size
+    told = f"does not see its last {size % block_size} bytes, which are no whole block of {block_size}" in caplog.text
+    assert told == (size % block_size != 0)
+
+
+@pytest.mark.parametrize(("size", "block_size"), [(0, 512), (511, 512), (4095, 4096)])
+def test_a_file_without_a_block_is_no_disk(image: Path, size: int, block_size: int) -> None:
+    image.write_bytes(b"x" * size)
+    device = Blk(path=image, block_size=block_size)  # type: ignore[arg-type]
+    for look in (device.check, device.open):
+        with pytest.raises(DeviceError, match=f"has {size} bytes, not one block of {block_size}; size="):
+            look()
+    Blk(path=image, size=Size(4096)).check()
+
+
+def test_a_file_cut_to_nothing_does_not_take_the_disk_away(make: Make, image: Path) -> None:
+    driver = make()
+    os.truncate(image, 0)
+    with pytest.raises(DeviceError, match="has 0 bytes, not one block of 512"):
+        driver.blk.update()
+    assert (driver.blk.config.capacity, driver.config_changes) == (SECTORS, 0)
 
 
 def test_a_given_size_extends_a_short_file(make: Make, image: Path) -> None:
@@ -389,16 +414,22 @@ def test_a_read_only_disk_cannot_grow(make: Make, image: Path) -> None:
 
 def test_a_size_the_file_system_refuses(make: Make) -> None:
     driver = make()
-    with pytest.raises(DeviceError, match=f"cannot grow to {(1 << 63) - 1} bytes: "):
-        driver.blk.update(size=Size((1 << 63) - 1))
+    with pytest.raises(DeviceError, match=f"cannot grow to {(1 << 63) - 512} bytes: "):
+        driver.blk.update(size=Size((1 << 63) - 512))
 
 
-@pytest.mark.parametrize("size", [0, -5, 1 << 63])
-def test_sizes_that_are_none(make: Make, size: int) -> None:
-    with pytest.raises(ValueError, match=f"size={size} is not from 1 to"):
-        Blk(path=Path("x"), size=Size(size))
-    with pytest.raises(ValueError, match=f"size={size} is not from 1 to"):
-        make().blk.update(size=Size(size))
+@pytest.mark.parametrize(
+    ("size", "block_size"), [(0, 512), (-512, 512), (1 << 63, 512), (100, 512), (1000, 512), (512, 4096)]
+)
+def test_sizes_that_are_no_whole_blocks_are_refused(make: Make, image: Path, size: int, block_size: int) -> None:
+    complaint = f"size={size} is no multiple of {block_size} from {block_size} to"
+    with pytest.raises(ValueError, match=complaint):
+        Blk(path=Path("x"), size=Size(size), block_size=block_size)  # type: ignore[arg-type]
+    driver = make(block_size=block_size)
+    with pytest.raises(ValueError, match=complaint):
+        driver.blk.update(size=Size(size))
+    assert (driver.blk.config.capacity, driver.config_changes) == (SECTORS, 0)
+    assert image.stat().st_size == SECTORS * 512
 
 
 # ---- Options ----------------------------------------------------------------------------------------------------
@@ -414,8 +445,8 @@ def test_options_as_text(image: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"serial": "123456789012345678901"}, "blk: serial '123456789012345678901' is longer than 20 characters"),
-        ({"serial": "\u00e4"}, "or not ASCII"),
+        ({"serial": "123456789012345678901"}, "blk: serial=123456789012345678901 has 21 characters; 20 are allowed"),
+        ({"serial": "\u00e4"}, "blk: serial=\u00e4 has characters that are not ASCII"),
         ({"queues": "0"}, "blk: queues=0 is not from 1 to 64"),
         ({"queues": "65"}, "blk: queues=65 is not from 1 to 64"),
         ({"block_size": "513"}, "blk: block_size=513: expected one of 512, 1024, 2048, 4096"),

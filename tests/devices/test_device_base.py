@@ -199,6 +199,18 @@ def test_offering_a_transport_bit_is_refused() -> None:
         Device.__init__(Thing(), features=mask(32))
 
 
+def test_a_model_is_held_to_what_its_class_lists() -> None:
+    class Listed(Device):
+        name = "listed"
+        device_id = 1
+        features = mask(1)
+        offers = mask(1, 2)
+
+    assert Listed(features=mask(1, 2)).features == mask(1, 2)
+    with pytest.raises(ValueError, match="listed: offers features 0x8, which its class does not list"):
+        Listed(features=mask(1, 3))
+
+
 def test_queues_exist_by_their_feature_and_keep_their_index() -> None:
     device = Thing()
     assert [queue and queue.name for queue in device.queues_for(mask(2))] == [

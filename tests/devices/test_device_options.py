@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 
 from devices import Device, DeviceError, OptionError
-from devices.options import Size, build, describe, parse_int, parse_size, update
+from devices.options import Size, build, check_types, check_update, describe, parse_int, parse_size, update
 from devices.registry import load
 from devices.rng import Rng
 
@@ -132,14 +132,51 @@ def test_options_of_a_live_device() -> None:
     device = build(Gadget, {"path": "p"})
     update(device, {"limit": "1M"})
     assert device.limit == 1 << 20
-    with pytest.raises(OptionError, match="gadget update: no option 'path'; known: limit"):
+    with pytest.raises(OptionError, match="gadget: no option 'path'; known: limit"):
         update(device, {"path": "q"})
-    with pytest.raises(OptionError, match="gadget update: 13 is unlucky"):
+    with pytest.raises(OptionError, match="gadget: 13 is unlucky"):
         update(device, {"limit": "13"})
     with pytest.raises(DeviceError, match="no room for 14 bytes"):
         update(device, {"limit": "14"})
-    with pytest.raises(OptionError, match="rng update: no option 'limit'; known: none"):
+    with pytest.raises(OptionError, match="rng: no option 'limit'; known: none"):
         update(Rng(), {"limit": "1"})
+
+
+def test_an_update_is_checked_without_a_device() -> None:
+    check_update(Gadget, {"limit": "1M"})
+    check_update(Gadget, {"limit": "13"})  # the device itself judges values
+    check_update(Rng, {})
+    for wrong, complaint in (({"path": "q"}, "no option 'path'; known: limit"), ({"limit": "x"}, "expected a size")):
+        with pytest.raises(OptionError, match=f"gadget: .*{complaint}"):
+            check_update(Gadget, wrong)
+    with pytest.raises(OptionError, match="rng: no option 'limit'; known: none"):
+        check_update(Rng, {"limit": "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("path", 7, "a string"),
+        ("note", True, "a string"),
+        ("enabled", 1, "true or false or a string"),
+        ("count", True, "an integer or a string"),
+        ("limit", 1.5, "an integer or a string"),
+        ("mode", False, "a string or an integer"),
+        ("colour", 3, "a string"),
+        ("word", ["a"], "a string"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(key: str, value: object, expected: str) -> None:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    with pytest.raises(OptionError) as caught:
+        check_types(Gadget, {key: value})
+    assert str(caught.value) == f"gadget: {key} = {text}: expected {expected}"
+
+
+def test_values_of_the_right_type_and_text_for_all_pass() -> None:
+    check_types(Gadget, {"path": "p", "enabled": True, "count": 2, "limit": 4096, "mode": 3, "unknown": 1.5})
+    check_types(Gadget, dict.fromkeys(describe(Gadget), "text"))
+    check_types(Rng, {"limit": 1})
 
 
 def test_an_annotation_that_text_cannot_express_is_the_models_fault() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devices import DeviceError
+from devices import DeviceError, InUse
 from devices.blk import Blk
 from devices.disk_image import DiskImage
 
@@ -35,16 +35,20 @@ def held(path: Path) -> Iterator[DiskImage]:
 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_a_second_opener_of_a_written_image_is_refused(held: DiskImage, path: Path, readonly: bool) -> None:
-    with pytest.raises(DeviceError, match=r"disk\.img is in use by another process; stop that one first"):
+    with pytest.raises(DeviceError, match=r"disk\.img is in use already; stop what uses it, or name another"):
         DiskImage(path, readonly=readonly).open()
+    with pytest.raises(InUse, match="is in use already"):
+        DiskImage(path, readonly=readonly).check()
 
 
 def test_readers_share_and_keep_writers_out(path: Path) -> None:
     readers = [DiskImage(path, readonly=True) for _ in range(3)]
     for reader in readers:
         reader.open()
-    with pytest.raises(DeviceError, match="is in use by another process"):
-        DiskImage(path, readonly=False).open()
+    for look in (DiskImage(path, readonly=False).check, DiskImage(path, readonly=False).open):
+        with pytest.raises(InUse, match="is in use already"):
+            look()
+    DiskImage(path, readonly=True).check()
     for reader in readers:
         reader.close()
     writer = DiskImage(path, readonly=False)
@@ -84,8 +88,21 @@ def test_a_disk_that_cannot_have_its_size_is_not_left_open(path: Path) -> None:
     assert open_files() == before
 
 
-def test_check_opens_nothing_and_says_what_is_wrong(path: Path, tmp_path: Path) -> None:
-    DiskImage(path, readonly=False).check()
+def test_an_image_that_somebody_only_looks_at_is_not_in_use(
+    held: DiskImage, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: held.close())
+    image = DiskImage(path, readonly=False)
+    image.open()
+    image.close()
+
+
+def test_check_leaves_nothing_open_and_says_what_is_wrong(path: Path, tmp_path: Path) -> None:
+    before = open_files()
+    assert DiskImage(path, readonly=False).check(1 << 20) == 4096
+    assert (path.stat().st_size, open_files()) == (4096, before)
+    with pytest.raises(DeviceError, match="is read-only: it cannot grow to 8192"):
+        DiskImage(path, readonly=True).check(8192)
     for wrong, message in [
         (tmp_path / "absent", "absent: no such file or directory"),
         (path / "below", "below: not a directory"),

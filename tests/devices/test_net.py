@@ -276,7 +276,7 @@ def test_announce_needs_a_driver_that_knows_it(make: Make) -> None:
     driver.reset()
     with pytest.raises(DeviceError):
         driver.net.update(announce=True)
-    with pytest.raises(OptionError, match="net update: no option 'mtu'; known: link, announce"):
+    with pytest.raises(OptionError, match="net: no option 'mtu'; known: link, announce"):
         update(driver.net, {"mtu": "9000"})
 
 

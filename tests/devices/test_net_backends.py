@@ -1,5 +1,6 @@
 """The host's end of the cable: sockets that survive their dead, and a tap interface."""
 
+import errno
 import os
 import shutil
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from devices import DeviceError
+from devices import DeviceError, InUse, NotPermitted
 from devices.net import Net
 from devices.net_backends import SocketBackend, TapBackend
 from tests.devices.net_frames import BROADCAST, MAC, OTHER, NetDriver, frame
@@ -37,8 +38,10 @@ def test_frames_pass_whole_and_in_order(pair: tuple[SocketBackend, SocketBackend
 
 
 def test_a_live_socket_is_not_taken_over(pair: tuple[SocketBackend, SocketBackend], tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r"socket .*/a: in use"):
-        SocketBackend(tmp_path / "a", tmp_path / "c").open()
+    second = SocketBackend(tmp_path / "a", tmp_path / "c")
+    for look in (second.check, second.open):
+        with pytest.raises(InUse, match=r"socket .*/a is in use already; stop what uses it, or name another"):
+            look()
     assert pair[1].send(memoryview(b"still there"))
     assert pair[0].receive() == b"still there"
 
@@ -48,6 +51,8 @@ def test_a_socket_of_the_dead_is_replaced(tmp_path: Path) -> None:
     dead.bind(str(tmp_path / "a"))
     dead.close()
     backend = SocketBackend(tmp_path / "a", tmp_path / "b")
+    backend.check()
+    assert (tmp_path / "a").exists(), "to look is not to remove"
     backend.open()
     backend.close()
     assert not (tmp_path / "a").exists()
@@ -60,8 +65,10 @@ def test_what_is_no_datagram_socket_is_never_removed(tmp_path: Path) -> None:
         listener.bind(str(stream))
         listener.listen()
         for path in (file, stream):
-            with pytest.raises(DeviceError, match=f"socket {path}: "):
-                SocketBackend(path, tmp_path / "b").open()
+            backend = SocketBackend(path, tmp_path / "b")
+            for look in (backend.check, backend.open):
+                with pytest.raises(DeviceError, match=f"socket {path}: "):
+                    look()
     assert file.read_text() == "precious"
     assert stream.exists()
 
@@ -156,12 +163,85 @@ def test_a_tap_without_the_module_is_found_by_check(monkeypatch: pytest.MonkeyPa
     with pytest.raises(DeviceError, match="tap tap0: no such file or directory"):
         TapBackend("tap0").open()
     (tmp_path / "tun").touch()
+    status(monkeypatch, tmp_path, capabilities=1 << 12)
     TapBackend("tap0").check()
     with pytest.raises(DeviceError, match="tap tap0: inappropriate ioctl"):
         TapBackend("tap0").open()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(DeviceError, match="not allowed to use it"):
+    with pytest.raises(NotPermitted, match="not allowed to use it; run as root"):
         TapBackend("tap0").check()
+
+
+def status(monkeypatch: pytest.MonkeyPatch, directory: Path, capabilities: int) -> None:
+    """Lets this process seem to have these capabilities."""
+    file = directory / "status"
+    file.write_text(f"Name:\tx\nCapEff:\t{capabilities:016x}\n")
+    monkeypatch.setattr("devices.net_backends._STATUS", file)
+
+
+@pytest.fixture
+def interfaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """As /sys/class/net: a tap of ours, of another user, of a group that is not ours, of nobody; and another kind."""
+    monkeypatch.setattr("devices.net_backends._TUN", tmp_path / "tun")
+    (tmp_path / "tun").touch()
+    monkeypatch.setattr("fcntl.ioctl", lambda *_: 0)
+    directory = tmp_path / "net"
+    monkeypatch.setattr("devices.net_backends._INTERFACES", directory)
+    for name, owner, group in (
+        ("ours", os.geteuid(), -1),
+        ("theirs", os.geteuid() + 1, -1),
+        ("club", -1, max(os.getegid(), *os.getgroups(), 0) + 1),
+        ("anybodys", -1, -1),
+    ):
+        (directory / name).mkdir(parents=True)
+        for node, value in (("owner", owner), ("group", group), ("tun_flags", 0x1002)):
+            (directory / name / node).write_text(f"{value}\n")
+    (directory / "lo").mkdir()
+    return tmp_path
+
+
+def test_without_the_capability_only_a_tap_made_for_the_user_is_his(
+    interfaces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status(monkeypatch, interfaces, capabilities=0)
+    for name in ("ours", "anybodys"):
+        TapBackend(name).check()
+    for name in ("theirs", "club"):
+        with pytest.raises(NotPermitted, match=f"tap {name}: made for another user, and no CAP_NET_ADMIN; run as"):
+            TapBackend(name).check()
+    user = os.geteuid()
+    with pytest.raises(NotPermitted, match=f"as root: `ip tuntap add dev tap7 mode tap user {user}`"):
+        TapBackend("tap7").check()
+
+
+def test_with_the_capability_every_tap_is_his_and_nothing_else(
+    interfaces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status(monkeypatch, interfaces, capabilities=1 << 12)
+    for name in ("ours", "theirs", "club", "tap7"):
+        TapBackend(name).check()
+    with pytest.raises(DeviceError, match="tap lo: the interface is there and is no tap; name another"):
+        TapBackend("lo").check()
+    monkeypatch.setattr("devices.net_backends._STATUS", interfaces / "none")
+    TapBackend("tap7").check()
+    status(monkeypatch, interfaces, capabilities=0)
+    (interfaces / "net" / "ours" / "owner").write_text("rubbish")
+    TapBackend("ours").check()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EBUSY, DeviceError), (errno.EPERM, NotPermitted)])
+def test_what_only_the_kernel_knows_of_a_tap_is_asked_by_check(
+    interfaces: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[DeviceError]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    status(monkeypatch, interfaces, capabilities=1 << 12)
+    with pytest.raises(DeviceError, match="tap ours: ") as refusal:
+        TapBackend("ours").check()
+    assert type(refusal.value) is kind
+    TapBackend("tap7").check()  # one that is not there is not made to look
 
 
 @pytest.fixture
@@ -188,8 +268,9 @@ def test_a_tap_carries_frames_both_ways(interface: str) -> None:
             buffers = driver.give(0, [2048])
             driver.run()
             assert buffers.written[12:] == frame(MAC, OTHER, payload=b"in" * 30)
-        with pytest.raises(DeviceError, match=f"tap {interface}: in use by another process"):
-            TapBackend(interface).open()
+        for look in (TapBackend(interface).check, TapBackend(interface).open):
+            with pytest.raises(DeviceError, match=f"tap {interface}: in use already; stop what uses it"):
+                look()
         subprocess.run(["ip", "link", "set", interface, "down"], check=True)
         driver.transmit(frame())
         assert driver.net.counters["transmit dropped"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,11 +15,17 @@ from pathlib import Path
 import pytest
 
 from cpp_ring import LatencyRecorder, PingPong, xen
+from cpp_ring.store import StoreError
+from emulator import cli
 from emulator.bench import vhost_user
+from emulator.bench.command import _written as written
+from emulator.bench.errors import ProcessFailed
 from emulator.bench.plot import plot
 from emulator.bench.rows import LIMIT, Row, human, targets
-from emulator.exit_codes import ExitCode
-from emulator.guest_process import GuestFailed, GuestProcess
+from emulator.cpus import allowed, choose_pair
+from emulator.exit_codes import ExitCode, Failure
+from emulator.guest_process import GuestFailed, GuestProcess, GuestTimedOut
+from emulator.local import MachineError
 
 ROWS = {
     LIMIT,
@@ -57,7 +64,10 @@ def test_a_run_gives_every_row_as_table_json_and_plot(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "b.json").read_text())
     expected = ROWS | ({"peer.vhost-user"} if vhost_user.installed() else set())
     assert {entry["name"] for entry in result["rows"]} == expected
-    assert {"cpu", "cores", "kernel", "python"} <= result["machine"].keys()
+    assert {"cpu", "cores", "cpus", "kernel", "python"} <= result["machine"].keys()
+    pair = choose_pair(allowed())
+    assert (result["machine"]["frontend-cpu"], result["machine"]["backend-cpu"]) == (pair.first, pair.second)
+    assert result["machine"]["smt-siblings"] in ("no", "yes", "unknown")
     limit = next(entry for entry in result["rows"] if entry["name"] == LIMIT)
     for entry in result["rows"]:
         assert set(entry) == {"name", "unit", "count", "min", "p50", "p99", "p99.9", "ratio"}
@@ -110,6 +120,59 @@ def test_a_bench_on_xen_without_xen_says_so_in_one_line() -> None:
 def test_a_command_that_starts_no_guest_is_said(command: list[str], says: str) -> None:
     with pytest.raises((GuestFailed, OSError), match=says), GuestProcess("xen", 1, command=command) as guest:
         guest.request("about")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ProcessFailed("the emulator of domain 1 ended"), ExitCode.PROCESS_FAILED),
+        (GuestFailed("the guest ended"), ExitCode.PROCESS_FAILED),
+        (ConnectionResetError("gone"), ExitCode.PROCESS_FAILED),
+        (EOFError("gone"), ExitCode.PROCESS_FAILED),
+        (GuestTimedOut("no answer"), ExitCode.TIMED_OUT),
+        (TimeoutError("not ready"), ExitCode.TIMED_OUT),
+        (StoreError(errno.ECONNRESET, "gone"), ExitCode.HYPERVISOR_LOST),
+        (MachineError(errno.ENOENT, "no local machine"), ExitCode.NO_HYPERVISOR),
+        (PermissionError(errno.EPERM, "not permitted"), ExitCode.NOT_PERMITTED),
+        (FileNotFoundError(errno.ENOENT, "no such file"), ExitCode.MISSING_FILE),
+    ],
+)
+def test_what_can_go_wrong_with_a_run_has_a_code_of_its_own(
+    error: Exception, code: ExitCode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("emulator.bench.run.run", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.run(["bench", "--hypervisor", "local"])
+    assert end.value.code == code
+    assert re.fullmatch(r"virtio-dm: the bench failed: [^\n]*\n", capsys.readouterr().err)
+
+
+def test_a_fault_of_the_bench_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("emulator.bench.run.run", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.run(["bench", "--hypervisor", "local"])
+
+
+def test_one_cpu_is_not_enough_and_that_is_said_in_one_line() -> None:
+    command = [sys.executable, "-m", "emulator", "bench", "--hypervisor", "local"]
+    one = min(os.sched_getaffinity(0))
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, preexec_fn=lambda: os.sched_setaffinity(0, {one})
+    )
+    assert done.returncode == ExitCode.UNFIT_MACHINE
+    assert re.fullmatch(r"virtio-dm: the bench needs two CPUs[^\n]*\n", done.stderr), done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=f"cannot write {tmp_path}: is a directory") as refusal, written(tmp_path):
+        tmp_path.write_text("")
+    assert refusal.value.code is ExitCode.MISSING_FILE
 
 
 def test_a_page_of_memory_that_two_sides_see_is_measured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from devices.disk_image import DiskImage
+from devices.net_backends import SocketBackend
 from emulator import cli
 from emulator.exit_codes import MEANINGS, ExitCode, table
 from tests.emulator.machines import MODELS
@@ -81,6 +84,70 @@ def test_wrong_words_have_a_line_and_a_code_and_open_nothing(
     assert not (tmp_path / "runtime").exists()
 
 
+@pytest.mark.parametrize("command", ["run --domid 1 --device", "attach 1"])
+def test_an_image_or_a_socket_in_use_is_found_before_anything_is_opened(run: Run, tmp_path: Path, command: str) -> None:
+    image = DiskImage(tmp_path / "disk.img", readonly=False)
+    image.open()
+    socket = SocketBackend(tmp_path / "a", tmp_path / "b")
+    socket.open()
+    try:
+        for spec, what in (("blk,path=disk.img", "image"), ("net,socket=a,peer=c", "socket")):
+            code, out, err = run(*command.split(), spec)
+            assert (code, out) == (ExitCode.MISSING_FILE, "")
+            assert re.fullmatch(f"virtio-dm: {what} {tmp_path}/[^ ]* is in use already; .*\n", err), err
+            assert not (tmp_path / "runtime").exists()
+    finally:
+        image.close()
+        socket.close()
+
+
+@pytest.fixture
+def no_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without CAP_NET_ADMIN, on a host whose interfaces are those of the directory."""
+    (tmp_path / "status").write_text("CapEff:\t0000000000000000\n")
+    (tmp_path / "tun").touch()
+    (tmp_path / "net").mkdir()
+    for name, place in (("_STATUS", "status"), ("_TUN", "tun"), ("_INTERFACES", "net")):
+        monkeypatch.setattr(f"devices.net_backends.{name}", tmp_path / place)
+    return tmp_path / "net"
+
+
+def test_a_tap_that_the_user_may_not_make_is_found_before_anything_is_opened(
+    run: Run, tmp_path: Path, no_capability: Path
+) -> None:
+    code, _, err = run("run", "--domid", "1", "--device", "net,tap=tap7")
+    assert code == ExitCode.NOT_PERMITTED
+    assert "`ip tuntap add dev tap7 mode tap user" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runtime").exists()
+
+
+def test_the_doctor_knows_who_may_make_a_tap(run: Run, no_capability: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tap() -> list[str]:
+        (line,) = [line for line in run("doctor")[1].splitlines() if line.split()[1:2] == ["tap"]]
+        return line.split()
+
+    monkeypatch.setattr("emulator.commands.doctor.TUN", no_capability.parent / "tun")
+    assert tap()[0] == "missing"
+    assert "may not make interfaces" in " ".join(tap())
+    (no_capability / "tap7").mkdir()
+    for node, value in (("tun_flags", "0x1002"), ("owner", str(os.geteuid())), ("group", "-1")):
+        (no_capability / "tap7" / node).write_text(value)
+    assert tap()[0] == "ok"
+    assert "made for this user: tap7" in " ".join(tap())
+    (no_capability.parent / "status").write_text("CapEff:\t0000000000001000\n")
+    assert tap()[0] == "ok"
+
+
+def test_the_doctor_tells_cores_from_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emulator.cpus.allowed", lambda: [0, 1])
+    for cores, verdict in ((1, "missing"), (2, "ok")):
+        monkeypatch.setattr("emulator.cpus.count_cores", lambda _, cores=cores: cores)
+        (line,) = [line for line in run("doctor")[1].splitlines() if line.split()[1:2] == ["cores"]]
+        assert line.split()[0] == verdict
+        assert f"{cores}, with 2 CPUs for this process" in line
+
+
 def test_a_model_that_fails_at_import_is_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("1 / 0\n")
     code, _, err = run("run", "--domid", "1", "--device", "./bad.py:Thing")
@@ -143,6 +210,9 @@ def test_the_models_are_listed_and_described(run: Run) -> None:
     assert ["path", "Path", "required"] in rows
     assert ["readonly", "bool", "off"] in rows
     assert ["0", "requestq1", "256"] in rows
+    assert ["9", "VIRTIO_BLK_F_FLUSH", "always"] in rows
+    assert ["12", "VIRTIO_BLK_F_MQ", "may", "be"] in rows
+    assert ["17", "VIRTIO_BLK_F_ZONED", "never"] in rows
 
 
 def test_a_model_outside_the_tree_is_described_too(run: Run) -> None:

@@ -141,15 +141,46 @@ def test_update_of_a_device_that_no_guest_uses_works(machine: Machine) -> None:
         assert device.config_number(0, 4) == 3
 
 
-@pytest.mark.parametrize("change", ["start=13", "start=many", "nonsense=1"])
-def test_an_update_that_is_refused_changes_nothing_and_says_why(machine: Machine, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [("start=13", ExitCode.REFUSED), ("start=many", ExitCode.BAD_DEVICE), ("nonsense=1", ExitCode.BAD_DEVICE)],
+)
+def test_an_update_that_is_refused_changes_nothing_and_says_why(machine: Machine, change: str, code: ExitCode) -> None:
     machine.run()
     machine.attach(f"{ECHO},start=1")
     with EchoDriver(machine.domain(), 0) as device:
-        done = machine.command("update", str(machine.domid), "0", change, code=ExitCode.REFUSED)
+        done = machine.command("update", str(machine.domid), "0", change, code=code)
         assert change.partition("=")[0] in done.stderr
         assert device.config_number(0, 4) == 1
     machine.command("update", str(machine.domid), "0", "start=2")
+
+
+def test_what_is_wrong_with_the_words_of_an_update_never_reaches_the_store(machine: Machine) -> None:
+    machine.attach(ECHO)  # nobody serves it: an update that was written would be refused for that
+    for change in ("nonsense=1", "start=many", "start"):
+        done = machine.command("update", str(machine.domid), "0", change, code=ExitCode.BAD_DEVICE)
+        assert len(done.stderr.splitlines()) == 1
+    assert machine.node("update") is None
+
+
+def test_an_update_that_only_the_emulator_can_judge_is_shown_once(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODELS.read_text())
+    machine.run()
+    machine.attach(f"{tmp_path}/mine.py:Echo")
+    (tmp_path / "mine.py").unlink()
+    said = machine.command("update", str(machine.domid), "0", "nonsense=1", code=ExitCode.REFUSED).stderr
+    assert said == "virtio-dm: echo: no option 'nonsense'; known: start\n"
+    assert machine.node("error") == "update echo: no option 'nonsense'; known: start"
+
+
+def test_a_live_disk_is_not_cut_to_nothing(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(4096))
+    machine.run()
+    machine.attach(f"blk,path={tmp_path}/disk.img")
+    with BlockDevice(machine.domain(), 0) as disk:
+        done = machine.command("update", str(machine.domid), "0", "size=100", code=ExitCode.REFUSED)
+        assert "size=100 is no multiple of 512" in done.stderr
+        assert disk.capacity == 8
 
 
 def test_update_needs_an_emulator_and_a_device(machine: Machine) -> None:
@@ -244,6 +275,25 @@ def test_attach_of_what_cannot_be_built_leaves_nothing(machine: Machine, tmp_pat
     done = machine.command("attach", str(machine.domid), misbehaving, code=ExitCode.REFUSED)
     assert "ValueError" in done.stderr
     assert entries(machine) == []
+
+
+def test_what_a_device_of_the_machine_uses_is_said_to_be_its(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(4096))
+    process = machine.run()
+    machine.attach("rng")
+    machine.attach(f"blk,path={tmp_path}/disk.img")
+    (tmp_path / "link.img").symlink_to(tmp_path / "disk.img")
+    attach = ("attach", str(machine.domid), f"blk,path={tmp_path}/link.img")
+    said = machine.command(*attach, code=ExitCode.MISSING_FILE).stderr
+    assert f"link.img is in use by device 1 of domain {machine.domid}; `virtio-dm detach {machine.domid} 1`" in said
+    assert len(said.splitlines()) == 1
+    run = ("run", "--domid", str(machine.domid), "--device", f"blk,path={tmp_path}/disk.img")
+    said = machine.command(*run, code=ExitCode.MISSING_FILE).stderr
+    assert f"in use by device 1 of domain {machine.domid};" in said
+    assert f"the end of process {process.pid}" in said
+    assert len(said.splitlines()) == 1
+    process.stop()
+    assert machine.command(*attach).stdout == "2\n"
 
 
 def test_a_relative_path_means_the_same_to_the_emulator(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 from cpp_ring import Frontend, LocalHypervisor
 from cpp_ring.store import Store
 from emulator import local
@@ -138,6 +140,22 @@ def test_a_guest_that_starts_over_is_disconnected_first(machine: Machine) -> Non
     device.close()
     with EchoDriver(machine.domain(), 0) as successor:
         assert successor.echo(b"next") == b"next"
+
+
+@pytest.mark.parametrize("state", [State.UNKNOWN, State.RECONFIGURING, State.RECONFIGURED])
+def test_a_state_that_nobody_writes_is_a_guest_that_is_gone(machine: Machine, state: State) -> None:
+    process = machine.run(ECHO)
+    device = EchoDriver(machine.domain(), 0)
+    machine.await_state(State.CONNECTED)
+    with machine.frontend_store() as store:
+        store.write(f"{machine.frontend_path()}/state", str(int(state)))
+        machine.await_state(State.INIT_WAIT)
+        assert machine.node("error") is None
+        device.close()
+        store.write(f"{machine.frontend_path()}/state", str(int(state)))  # to one that waits it says nothing
+    with EchoDriver(machine.domain(), 0) as successor:
+        assert successor.echo(b"next") == b"next"
+    assert process.stop() == ExitCode.OK
 
 
 def test_a_stale_initialised_is_not_connected_to(machine: Machine) -> None:

@@ -87,5 +87,21 @@ def test_a_unit_runs_a_command_line_that_exists(unit: Path) -> None:
     command.make_context(name, arguments)
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
-    for code in service["RestartPreventExitStatus"].split():
-        assert ExitCode(int(code))
+
+
+LASTING = {ExitCode.USAGE, ExitCode.ALREADY_RUNNING, ExitCode.NOT_PERMITTED, ExitCode.NOT_INSTALLED}
+"""Ways to end that a new start cannot change, whatever the command; those of `run` besides."""
+LASTING_OF_RUN = {ExitCode.BAD_DEVICE, ExitCode.NO_DOMAIN}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_unit_is_not_started_again_and_again_for_what_stays_wrong(unit: Path) -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(unit)
+    service = parser["Service"]
+    given_up = {ExitCode(int(code)) for code in service["RestartPreventExitStatus"].split()}
+    assert given_up == LASTING | (LASTING_OF_RUN if " run " in service["ExecStart"] else set())
+    # What is tried again ends too, if it is tried often and in vain: systemd's own limit is 5 starts in 10 s.
+    assert parser["Unit"].get("StartLimitIntervalSec", "10s") != "0"
+    assert int(parser["Unit"].get("StartLimitBurst", "5")) <= 60

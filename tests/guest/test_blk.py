@@ -136,7 +136,12 @@ def test_what_was_not_negotiated_is_not_used(domain: Domain, emulator: StartEmul
     emulator(f"blk,path={image}")
     with BlockDevice(domain, 0, refuse=bits(DISCARD, WRITE_ZEROES, CONFIG_WCE, FLUSH)) as disk:
         disk.flush()
-        for call in (lambda: disk.discard(0, 8), lambda: disk.write_zeroes(0, 8), lambda: disk.set_writeback(True)):
+        calls: list[Callable[[], object]] = [
+            lambda: disk.discard(0, 8),
+            lambda: disk.write_zeroes(0, 8),
+            lambda: disk.set_writeback(True),
+        ]
+        for call in calls:
             with pytest.raises(Unsupported):
                 call()
         assert "max_discard_sectors" not in disk.config

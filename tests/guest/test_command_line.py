@@ -29,11 +29,19 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 def test_devices_are_listed_and_probed(
     directory: Path, emulator: StartEmulator, image: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    emulator("rng", f"blk,path={image},serial=s-1", f"net,socket={tmp_path / 'a'},peer={tmp_path / 'b'}")
+    ends = f"socket={tmp_path / 'a'},peer={tmp_path / 'b'}", f"socket={tmp_path / 'c'},peer={tmp_path / 'd'}"
+    fast = f"net,{ends[1]},speed=10000,duplex=half"
+    emulator("rng", f"blk,path={image},serial=s-1", f"net,{ends[0]}", fast)
     assert main([*LOCAL, "probe", "1"]) == 0
     out = capsys.readouterr().out
     assert "device_id: 2\n" in out
     assert "config.capacity: 128\n" in out
+    assert "vendor_id: 0x5853\n" in out
+    assert "queues: 1, of size 128\n" in out
+    assert main([*LOCAL, "probe", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "queues: 3, of size 128, 128, 64\n" in out
+    assert "speed: unknown\n" in out
     assert main([*LOCAL, "blk", "info", "1"]) == 0
     assert capsys.readouterr().out.startswith("id: s-1\nsize: 65536\nread only: False\n")
     assert main([*LOCAL, "config", "1", "0", "20"]) == 0
@@ -44,12 +52,15 @@ def test_devices_are_listed_and_probed(
     assert len(bytes.fromhex(capsys.readouterr().out)) == 20
     assert main([*LOCAL, "net", "info", "2"]) == 0
     assert "mtu: 1500\n" in capsys.readouterr().out
+    assert main([*LOCAL, "net", "info", "3"]) == 0
+    assert "speed: 10000 Mbit/s, half duplex\n" in capsys.readouterr().out
     assert main([*LOCAL, "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[:3] for line in lines] == [
         ["0", "device id 4", "rng"],
         ["1", "device id 2", "blk"],
         ["2", "device id 1", "net"],
+        ["3", "device id 1", "net"],
     ]
     assert main([*LOCAL, "net", "send", "2", "ff" * 60]) == 0
     assert main(["--timeout", "1", *LOCAL[:4], "net", "receive", "2"]) == FAILED

@@ -69,18 +69,12 @@ def test_queue_info_is_read(index: int, largest: int, size: int, areas: tuple[in
     assert info == messages.QueueInfo(index, largest, size, *areas)
 
 
-def test_shared_memory_is_read() -> None:
-    region = messages.shared_memory(struct.pack("<I2Q", 1, 1 << 33, 1 << 63), 1)
-    assert region == messages.SharedMemoryRegion(1, 1 << 33, 1 << 63)
-
-
 UNPACKERS: dict[str, Callable[[bytes], Any]] = {
     "device_info": messages.device_info,
     "features": lambda payload: messages.features(payload, 0, 2),
     "config": lambda payload: messages.config(payload, 0, 4),
     "status": lambda payload: messages.status(payload, "GET_DEVICE_STATUS"),
     "vqueue": lambda payload: messages.vqueue(payload, 0),
-    "shared_memory": lambda payload: messages.shared_memory(payload, 0),
     "empty": lambda payload: messages.empty(payload, "SET_VQUEUE"),
 }
 

@@ -56,6 +56,13 @@ def test_config_space_is_what_the_host_said(emulator: StartEmulator, domain: Dom
         assert nic.speed is None
 
 
+def test_a_speed_that_the_host_does_not_say_is_none(emulator: StartEmulator, domain: Domain, tmp_path: Path) -> None:
+    emulator(f"net,socket={tmp_path / 'a'},peer={tmp_path / 'b'}")
+    with NetDevice(domain, 0) as nic:
+        assert nic.has(SPEED_DUPLEX)
+        assert nic.speed is None
+
+
 @pytest.mark.parametrize("refuse", [0, bits(MRG_RXBUF), bits(CTRL_VQ)], ids=["all", "not mergeable", "no control"])
 def test_frames_go_both_ways_unchanged_and_in_order(cable: Cable, refuse: int) -> None:
     one, two = cable.connect(refuse)
@@ -145,12 +152,13 @@ def test_commands_of_features_that_were_not_negotiated_are_refused_here(cable: C
     with NetDevice(cable.domains[0], 0, refuse=bits(CTRL_VLAN, MQ)) as nic, pytest.raises(Unsupported):
         nic.add_vlan(1)
     with NetDevice(cable.domains[0], 0, refuse=bits(CTRL_VQ)) as nic:
-        for call in (
+        calls: list[Callable[[], object]] = [
             lambda: nic.set_rx_mode(RxMode.PROMISC, True),
             lambda: nic.set_mac(MACS[0]),
             lambda: nic.set_pairs(2),
             nic.announced,
-        ):
+        ]
+        for call in calls:
             with pytest.raises(Unsupported):
                 call()
 

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpp_ring import store as store_module
 from cpp_ring import xs_wire
 from cpp_ring.store import MAX_EVENTS, Store, StoreError, parse_u32, parse_u32_list, quote
 
@@ -310,4 +309,4 @@ def test_quoted_text_is_one_short_printable_line(text: str) -> None:
 
 def test_the_header_is_xens() -> None:
     assert xs_wire.HEADER.size == struct.calcsize("<4I") == 16
-    assert store_module.PAYLOAD_MAX == 4096
+    assert xs_wire.PAYLOAD_MAX == 4096
