@@ -60,7 +60,8 @@ static void disconnect(struct vmsgx_device *dev)
 	vmsgx_channel_leave(dev);
 	vmsgx_ports_close(dev);
 	if (!vmsgx_channel_free(dev))
-		dev_warn(&dev->xdev->dev, "the backend keeps pages of the channel; they are freed when it lets go\n");
+		dev_warn_ratelimited(&dev->xdev->dev,
+				     "the backend keeps pages of the channel; they are freed when it lets go\n");
 	dev->offered = false;
 	dev->met = false;
 }
@@ -162,7 +163,7 @@ static void try_offer(struct vmsgx_device *dev)
 	int err = offer(dev);
 
 	if (err)
-		xenbus_dev_error(dev->xdev, err, "connecting");
+		dev_err_ratelimited(&dev->xdev->dev, "cannot connect: %d\n", err);
 }
 
 /* The same kind of device as at first? */
@@ -183,11 +184,13 @@ static int identify(struct vmsgx_device *dev)
 /* Exchanges are possible and nobody makes any: the device is made what its driver takes it for. */
 static void resume_service(struct vmsgx_device *dev)
 {
+	bool news = false;
 	int err = identify(dev);
 
-	dev->cache_valid = false;
 	if (!err && dev->virtio)
 		err = vmsgx_restore(dev);
+	if (!err && dev->virtio)
+		err = vmsgx_refresh_config(dev, &news);
 	if (err == -ENOTCONN || err == -ENODEV)
 		return;
 	if (err) {
@@ -196,7 +199,8 @@ static void resume_service(struct vmsgx_device *dev)
 	}
 	if (dev->virtio) {
 		WRITE_ONCE(dev->seen_generation, vmsgx_generation(dev));
-		virtio_config_changed(&dev->virtio->vdev);
+		if (news)
+			virtio_config_changed(&dev->virtio->vdev);
 	}
 	WRITE_ONCE(dev->up, true);
 	if (!dev->virtio && !dev->unplugged)
@@ -259,6 +263,8 @@ static void begin_again(struct vmsgx_device *dev)
 			return;
 		}
 	}
+	/* Written even if it is what we wrote last: a driver in user space may have had the device meanwhile. */
+	dev->xdev->state = XenbusStateUnknown;
 	xenbus_switch_state(dev->xdev, XenbusStateInitialising);
 }
 

@@ -38,8 +38,8 @@ static int map_sg(struct device *device, struct scatterlist *list, int count, en
 	return count;
 }
 
-static void unmap_sg(struct device *device, struct scatterlist *list, int count, enum dma_data_direction direction,
-		     unsigned long attributes)
+static void unmap_sg(struct device *device, struct scatterlist *list, int count,
+		     enum dma_data_direction direction, unsigned long attributes)
 {
 }
 

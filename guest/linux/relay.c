@@ -413,12 +413,22 @@ static bool unanswered(const struct vmsgx_queue *queue)
 	return queue->published_count || !list_empty(&queue->waiting);
 }
 
-/* In process context; the driver expects bottom halves to run when its callback has returned. */
+/*
+ * In process context, under vmsgx_device.lock; the driver expects bottom halves to run when its callback has returned.
+ * From a broken queue it would take nothing: for what has failed on the way there, the queue is whole once more.
+ */
 static void call_driver(struct vmsgx_queue *queue)
 {
+	bool broken = virtqueue_is_broken(queue->vq);
+
+	lockdep_assert_held(&queue->dev->lock);
+	if (broken)
+		__virtqueue_unbreak(queue->vq);
 	local_bh_disable();
 	vring_interrupt(0, queue->vq);
 	local_bh_enable();
+	if (broken)
+		__virtqueue_break(queue->vq);
 }
 
 /* The driver made buffers available. Any context; never waits. */
@@ -436,7 +446,7 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 	if (!vq->callback && unanswered(queue))
 		mod_timer(&queue->deadline, jiffies + msecs_to_jiffies(vmsgx_timeout_ms));
 	spin_unlock_irqrestore(&queue->lock, flags);
-	return !READ_ONCE(queue->dev->dead);
+	return true;	/* else virtio_ring would break the queue, and what has failed in it would stay there */
 }
 
 /*

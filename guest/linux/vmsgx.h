@@ -253,6 +253,7 @@ int vmsgx_get_shm(struct vmsgx_device *dev, u32 index, u64 *length);
 
 extern const struct virtio_config_ops vmsgx_config_ops;
 int vmsgx_restore(struct vmsgx_device *dev);
+int vmsgx_refresh_config(struct vmsgx_device *dev, bool *changed);
 
 /* ---- virtqueues.c -------------------------------------------------------------------------------- */
 
