@@ -3,6 +3,7 @@
  * The connection's life: the states of docs/protocol.md section 4, as far as they are the frontend's. The backend may
  * die and come back at any time; the virtio device, once there, stays until it is unplugged.
  */
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <xen/xenbus.h>
 
@@ -162,8 +163,11 @@ static void try_offer(struct vmsgx_device *dev)
 {
 	int err = offer(dev);
 
-	if (err)
-		dev_err_ratelimited(&dev->xdev->dev, "cannot connect: %d\n", err);
+	if (!err)
+		return;
+	dev_err_ratelimited(&dev->xdev->dev, "cannot connect: %d\n", err);
+	/* Memory or grants may be there later. */
+	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
 }
 
 /* The same kind of device as at first? */
@@ -341,6 +345,8 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 void vmsgx_state_work(struct work_struct *work)
 {
 	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, state_work);
+	/* Memory must not be had by writing to the very disk that is being reconnected. */
+	unsigned int flags = memalloc_noio_save();
 	enum xenbus_state state = xenbus_read_driver_state(dev->xdev->otherend);
 	unsigned int i;
 
@@ -356,6 +362,7 @@ void vmsgx_state_work(struct work_struct *work)
 	step(dev, state);
 	mutex_unlock(&dev->lock);
 	wake_up_all(&dev->wait);
+	memalloc_noio_restore(flags);
 }
 
 /* What no watch tells: a backend that has not seen our offer, or that died while its device was unplugged. */
