@@ -45,7 +45,8 @@ static int read_cached(struct vmsgx_device *dev, unsigned int offset, void *data
 		if (err)
 			return err;
 	}
-	memcpy(data, dev->cache + offset, length);
+	if (length)
+		memcpy(data, dev->cache + offset, length);
 	return 0;
 }
 
@@ -64,6 +65,23 @@ static int read_config(struct vmsgx_device *dev, unsigned int offset, void *data
 		data += piece;
 		length -= piece;
 	}
+	return err;
+}
+
+/* The device was away. @changed: its config space is another one, or may be. */
+int vmsgx_refresh_config(struct vmsgx_device *dev, bool *changed)
+{
+	u8 before[VMSG_MAX_CONFIG_DATA];
+	bool known = dev->cache_valid;
+	int err;
+
+	*changed = true;
+	dev->cache_valid = false;
+	if (!known || !plain_memory(dev))
+		return 0;
+	memcpy(before, dev->cache, sizeof(before));
+	err = read_cached(dev, 0, NULL, 0);
+	*changed = err || memcmp(before, dev->cache, dev->info.config_size);
 	return err;
 }
 

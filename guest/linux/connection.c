@@ -3,6 +3,7 @@
  * The connection's life: the states of docs/protocol.md section 4, as far as they are the frontend's. The backend may
  * die and come back at any time; the virtio device, once there, stays until it is unplugged.
  */
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <xen/xenbus.h>
 
@@ -60,7 +61,8 @@ static void disconnect(struct vmsgx_device *dev)
 	vmsgx_channel_leave(dev);
 	vmsgx_ports_close(dev);
 	if (!vmsgx_channel_free(dev))
-		dev_warn(&dev->xdev->dev, "the backend keeps pages of the channel; they are freed when it lets go\n");
+		dev_warn_ratelimited(&dev->xdev->dev,
+				     "the backend keeps pages of the channel; they are freed when it lets go\n");
 	dev->offered = false;
 	dev->met = false;
 }
@@ -161,8 +163,11 @@ static void try_offer(struct vmsgx_device *dev)
 {
 	int err = offer(dev);
 
-	if (err)
-		xenbus_dev_error(dev->xdev, err, "connecting");
+	if (!err)
+		return;
+	dev_err_ratelimited(&dev->xdev->dev, "cannot connect: %d\n", err);
+	/* Memory or grants may be there later. */
+	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
 }
 
 /* The same kind of device as at first? */
@@ -183,11 +188,13 @@ static int identify(struct vmsgx_device *dev)
 /* Exchanges are possible and nobody makes any: the device is made what its driver takes it for. */
 static void resume_service(struct vmsgx_device *dev)
 {
+	bool news = false;
 	int err = identify(dev);
 
-	dev->cache_valid = false;
 	if (!err && dev->virtio)
 		err = vmsgx_restore(dev);
+	if (!err && dev->virtio)
+		err = vmsgx_refresh_config(dev, &news);
 	if (err == -ENOTCONN || err == -ENODEV)
 		return;
 	if (err) {
@@ -196,7 +203,8 @@ static void resume_service(struct vmsgx_device *dev)
 	}
 	if (dev->virtio) {
 		WRITE_ONCE(dev->seen_generation, vmsgx_generation(dev));
-		virtio_config_changed(&dev->virtio->vdev);
+		if (news)
+			virtio_config_changed(&dev->virtio->vdev);
 	}
 	WRITE_ONCE(dev->up, true);
 	if (!dev->virtio && !dev->unplugged)
@@ -259,6 +267,8 @@ static void begin_again(struct vmsgx_device *dev)
 			return;
 		}
 	}
+	/* Written even if it is what we wrote last: a driver in user space may have had the device meanwhile. */
+	dev->xdev->state = XenbusStateUnknown;
 	xenbus_switch_state(dev->xdev, XenbusStateInitialising);
 }
 
@@ -335,6 +345,8 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 void vmsgx_state_work(struct work_struct *work)
 {
 	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, state_work);
+	/* Memory must not be had by writing to the very disk that is being reconnected. */
+	unsigned int flags = memalloc_noio_save();
 	enum xenbus_state state = xenbus_read_driver_state(dev->xdev->otherend);
 	unsigned int i;
 
@@ -350,6 +362,7 @@ void vmsgx_state_work(struct work_struct *work)
 	step(dev, state);
 	mutex_unlock(&dev->lock);
 	wake_up_all(&dev->wait);
+	memalloc_noio_restore(flags);
 }
 
 /* What no watch tells: a backend that has not seen our offer, or that died while its device was unplugged. */

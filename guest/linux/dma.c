@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * DMA operations of the virtio devices: the "bus address" of a buffer is its physical address, for the relay only.
- * What the backend sees are grant-DMA addresses in the arena, see relay.c: no page of a driver is ever granted.
+ * What the backend sees are grant-DMA addresses in the arena, see payload.c: no page of a driver is ever granted.
  */
 #include <linux/dma-map-ops.h>
 #include <linux/dma-mapping.h>
@@ -38,13 +38,14 @@ static int map_sg(struct device *device, struct scatterlist *list, int count, en
 	return count;
 }
 
-static void unmap_sg(struct device *device, struct scatterlist *list, int count, enum dma_data_direction direction,
-		     unsigned long attributes)
+static void unmap_sg(struct device *device, struct scatterlist *list, int count,
+		     enum dma_data_direction direction, unsigned long attributes)
 {
 }
 
 /* The driver's ring, mostly: memory that no backend sees. */
-static void *alloc_memory(struct device *device, size_t size, dma_addr_t *address, gfp_t flags, unsigned long attributes)
+static void *alloc_memory(struct device *device, size_t size, dma_addr_t *address, gfp_t flags,
+			  unsigned long attributes)
 {
 	void *memory = alloc_pages_exact(size, flags | __GFP_ZERO);
 

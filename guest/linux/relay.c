@@ -1,96 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The data path: chains go from the driver's ring, which only this kernel sees, into the device's ring, which is
- * granted, and come back (docs/design/009). Their buffers are copied through the queue's pool.
+ * granted, and come back (docs/design/009). What is in them is payload.c's.
  *
- * The index of a chain's first descriptor names it on both sides. A chain of direct descriptors uses some of the
- * same descriptors in the device's ring; one with an indirect table has its first descriptor point to a table in the
- * pool. So there is always a descriptor where one is needed, and the pool alone decides how much is in flight.
+ * The index of a chain's first descriptor names it on both sides, so there is always a descriptor where one is
+ * needed, and the pool alone decides how much is in flight.
  */
 #include <linux/bottom_half.h>
-#include <linux/highmem.h>
 #include <linux/virtio_ring.h>
 #include <xen/events.h>
 
 #include "trace.h"
 #include "vmsgx.h"
-
-/* ---- the driver's chains --------------------------------------------------------------------------- */
-
-/* A walk along the descriptors of one chain in the driver's ring. That is memory of this kernel, so it is believed. */
-struct walk {
-	struct vmsgx_queue *queue;
-	const struct vring_desc *table;
-	unsigned int at;	/* the descriptor that was returned last */
-	unsigned int index;	/* the next one */
-	unsigned int left;	/* descriptors that may still come */
-};
-
-struct buffer {
-	dma_addr_t address;
-	u32 length;
-	bool writable;
-};
-
-static void walk_begin(struct walk *walk, struct vmsgx_queue *queue, unsigned int head)
-{
-	struct virtio_device *vdev = queue->vq->vdev;
-	const struct vring_desc *first = &queue->driver->desc[head];
-
-	walk->queue = queue;
-	if (virtio16_to_cpu(vdev, first->flags) & VRING_DESC_F_INDIRECT) {
-		walk->table = phys_to_virt(virtio64_to_cpu(vdev, first->addr));
-		walk->index = 0;
-		walk->left = virtio32_to_cpu(vdev, first->len) / sizeof(*first);
-	} else {
-		walk->table = queue->driver->desc;
-		walk->index = head;
-		walk->left = queue->num;
-	}
-}
-
-/* The next buffer that is not empty. */
-static bool walk_next(struct walk *walk, struct buffer *buffer)
-{
-	struct virtio_device *vdev = walk->queue->vq->vdev;
-
-	while (walk->left) {
-		const struct vring_desc *desc = &walk->table[walk->index];
-		u16 flags = virtio16_to_cpu(vdev, desc->flags);
-
-		buffer->address = virtio64_to_cpu(vdev, desc->addr);
-		buffer->length = virtio32_to_cpu(vdev, desc->len);
-		buffer->writable = flags & VRING_DESC_F_WRITE;
-		walk->at = walk->index;
-		walk->index = virtio16_to_cpu(vdev, desc->next);
-		walk->left = flags & VRING_DESC_F_NEXT ? walk->left - 1 : 0;
-		if (buffer->length)
-			return true;
-	}
-	return false;
-}
-
-static unsigned int units_of(u32 length)
-{
-	return DIV_ROUND_UP(length, VMSGX_UNIT);
-}
-
-static void copy(dma_addr_t address, void *pool, u32 length, bool to_pool)
-{
-	while (length) {
-		struct page *page = vmsgx_dma_page(address);
-		unsigned int offset = offset_in_page(address);
-		unsigned int piece = min_t(u32, length, PAGE_SIZE - offset);
-
-		if (to_pool)
-			memcpy_from_page(pool, page, offset, piece);
-		else
-			memcpy_to_page(page, offset, pool, piece);
-		address += piece;
-		pool += piece;
-		length -= piece;
-	}
-}
 
 /* ---- back to the driver ---------------------------------------------------------------------------- */
 
@@ -116,39 +37,10 @@ static bool wants_call(struct vmsgx_queue *queue)
 	return !(virtio16_to_cpu(queue->vq->vdev, READ_ONCE(queue->driver->avail->flags)) & VRING_AVAIL_F_NO_INTERRUPT);
 }
 
-/* What the device wrote, @written bytes at most, to where the driver wants it. */
-static void copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain, unsigned int head, u32 written)
-{
-	void *pool = queue->pool.vaddr + (size_t)chain->start * VMSGX_UNIT;
-	struct buffer buffer;
-	struct walk walk;
-
-	for (walk_begin(&walk, queue, head); walk_next(&walk, &buffer);) {
-		if (buffer.writable) {
-			u32 piece = min(buffer.length, written);
-
-			copy(buffer.address, pool, piece, false);
-			written -= piece;
-		}
-		pool += (size_t)units_of(buffer.length) * VMSGX_UNIT;
-	}
-}
-
-/*
- * A request that no device will carry out. Length 0 says that nothing was written; device types that end a request
- * with a status byte find one there which is no success in any of them.
- */
+/* A request that no device will carry out: nothing was written. */
 static void fail(struct vmsgx_queue *queue, unsigned int head)
 {
-	struct buffer buffer, last = { };
-	struct walk walk;
-	u8 status = 0xff;
-
-	for (walk_begin(&walk, queue, head); walk_next(&walk, &buffer);)
-		if (buffer.writable)
-			last = buffer;
-	if (last.length)
-		copy(last.address + last.length - 1, &status, 1, false);
+	vmsgx_chain_spoil(queue, head);
 	give_back(queue, head, 0);
 }
 
@@ -181,7 +73,7 @@ static int reap(struct vmsgx_queue *queue)
 			if (!chain->published || written > chain->writable)
 				return -EPROTO;
 			queue->used_idx++;
-			copy_back(queue, chain, head, written);
+			vmsgx_chain_copy_back(queue, chain, head, written);
 			release(queue, chain);
 			give_back(queue, head, written);
 		}
@@ -198,99 +90,14 @@ static int reap(struct vmsgx_queue *queue)
 
 /* ---- to the device --------------------------------------------------------------------------------- */
 
-static void set_desc(struct vring_desc *desc, u64 address, u32 length, u16 flags, u16 next)
-{
-	desc->addr = (__force __virtio64)cpu_to_le64(address);
-	desc->len = (__force __virtio32)cpu_to_le32(length);
-	desc->flags = (__force __virtio16)cpu_to_le16(flags);
-	desc->next = (__force __virtio16)cpu_to_le16(next);
-}
-
-/* The shape of a chain in the pool. */
-struct shape {
-	unsigned int units;
-	unsigned int pieces;	/* descriptors it takes: buffers that touch in the pool share one */
-	u32 writable;
-	bool indirect;
-};
-
-static void measure(struct vmsgx_queue *queue, unsigned int head, struct shape *shape)
-{
-	bool open = false, writable = false;
-	struct buffer buffer;
-	struct walk walk;
-
-	*shape = (struct shape){ };
-	walk_begin(&walk, queue, head);
-	shape->indirect = walk.table != queue->driver->desc;
-	while (walk_next(&walk, &buffer)) {
-		shape->units += units_of(buffer.length);
-		if (buffer.writable)
-			shape->writable += buffer.length;
-		if (!open || buffer.writable != writable)
-			shape->pieces++;
-		open = buffer.length % VMSGX_UNIT == 0;
-		writable = buffer.writable;
-	}
-	/* One descriptor needs no table. */
-	if (shape->pieces <= 1)
-		shape->indirect = false;
-	if (shape->indirect)
-		shape->units += units_of(shape->pieces * sizeof(struct vring_desc));
-}
-
-/* Copies a chain into its units of the pool and describes it to the device. */
-static void describe(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_chain *chain,
-		     const struct shape *shape)
-{
-	size_t begin = (size_t)chain->start * VMSGX_UNIT;
-	size_t table_at = begin + (size_t)(chain->units - units_of(shape->pieces * sizeof(struct vring_desc))) *
-				  VMSGX_UNIT;
-	struct vring_desc *table = shape->indirect ? queue->pool.vaddr + table_at : queue->desc;
-	unsigned int done = 0, slot = 0, next;
-	u64 piece_at = begin, at = begin;
-	u32 length = 0;
-	bool writable = false;
-	struct buffer buffer;
-	struct walk walk;
-
-	walk_begin(&walk, queue, head);
-	for (;;) {
-		bool more = walk_next(&walk, &buffer);
-
-		/* A direct chain uses descriptors of its own, in its own order. */
-		next = shape->indirect ? done + !!length : walk.at;
-		if (length && (!more || buffer.writable != writable || length % VMSGX_UNIT)) {
-			u16 flags = (writable ? VRING_DESC_F_WRITE : 0) | (more ? VRING_DESC_F_NEXT : 0);
-
-			set_desc(&table[slot], queue->pool.address + piece_at, length, flags, more ? next : 0);
-			done++;
-			piece_at = at;
-			length = 0;
-		}
-		if (!more)
-			break;
-		if (!length)
-			slot = done || shape->indirect ? next : head;
-		writable = buffer.writable;
-		if (!writable)
-			copy(buffer.address, queue->pool.vaddr + at, buffer.length, true);
-		length += buffer.length;
-		at += (u64)units_of(buffer.length) * VMSGX_UNIT;
-	}
-	if (shape->indirect)
-		set_desc(&queue->desc[head], queue->pool.address + table_at,
-			 shape->pieces * sizeof(struct vring_desc), VRING_DESC_F_INDIRECT, 0);
-}
-
 /* 0: it is in the device's ring. -ENOSPC: not now. -E2BIG: never. */
 static int put(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 {
 	unsigned int head = chain - queue->chains;
-	struct shape shape;
+	struct vmsgx_shape shape;
 	int start;
 
-	measure(queue, head, &shape);
+	vmsgx_chain_measure(queue, head, &shape);
 	if (shape.units > queue->pool.units || !shape.pieces)
 		return -E2BIG;
 	start = vmsgx_pool_take(&queue->pool, shape.units);
@@ -299,7 +106,7 @@ static int put(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 	chain->start = start;
 	chain->units = shape.units;
 	chain->writable = shape.writable;
-	describe(queue, head, chain, &shape);
+	vmsgx_chain_describe(queue, head, chain, &shape);
 	queue->avail->ring[queue->avail_idx & (queue->num - 1)] = (__force __virtio16)cpu_to_le16(head);
 	queue->avail_idx++;
 	chain->published = true;
@@ -413,12 +220,22 @@ static bool unanswered(const struct vmsgx_queue *queue)
 	return queue->published_count || !list_empty(&queue->waiting);
 }
 
-/* In process context; the driver expects bottom halves to run when its callback has returned. */
+/*
+ * In process context, under vmsgx_device.lock; the driver expects bottom halves to run when its callback has returned.
+ * From a broken queue it would take nothing: for what has failed on the way there, the queue is whole once more.
+ */
 static void call_driver(struct vmsgx_queue *queue)
 {
+	bool broken = virtqueue_is_broken(queue->vq);
+
+	lockdep_assert_held(&queue->dev->lock);
+	if (broken)
+		__virtqueue_unbreak(queue->vq);
 	local_bh_disable();
 	vring_interrupt(0, queue->vq);
 	local_bh_enable();
+	if (broken)
+		__virtqueue_break(queue->vq);
 }
 
 /* The driver made buffers available. Any context; never waits. */
@@ -436,7 +253,7 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 	if (!vq->callback && unanswered(queue))
 		mod_timer(&queue->deadline, jiffies + msecs_to_jiffies(vmsgx_timeout_ms));
 	spin_unlock_irqrestore(&queue->lock, flags);
-	return !READ_ONCE(queue->dev->dead);
+	return true;	/* else virtio_ring would break the queue, and what has failed in it would stay there */
 }
 
 /*

@@ -126,6 +126,21 @@ void vmsgx_queue_forget(struct vmsgx_queue *queue);
 void vmsgx_queue_abort(struct vmsgx_queue *queue);
 void vmsgx_queue_call_late(struct vmsgx_queue *queue);
 
+/* ---- payload.c: under vmsgx_queue.lock ------------------------------------------------------------ */
+
+struct vmsgx_shape {
+	unsigned int units;	/* of the pool */
+	unsigned int pieces;	/* descriptors */
+	u32 writable;		/* bytes */
+	bool indirect;
+};
+
+void vmsgx_chain_measure(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_shape *shape);
+void vmsgx_chain_describe(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_chain *chain,
+			  const struct vmsgx_shape *shape);
+void vmsgx_chain_copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain, unsigned int head, u32 written);
+void vmsgx_chain_spoil(struct vmsgx_queue *queue, unsigned int head);
+
 /* ---- the device ---------------------------------------------------------------------------------- */
 
 /* Freed by its release function, whenever that comes. */
@@ -253,6 +268,7 @@ int vmsgx_get_shm(struct vmsgx_device *dev, u32 index, u64 *length);
 
 extern const struct virtio_config_ops vmsgx_config_ops;
 int vmsgx_restore(struct vmsgx_device *dev);
+int vmsgx_refresh_config(struct vmsgx_device *dev, bool *changed);
 
 /* ---- virtqueues.c -------------------------------------------------------------------------------- */
 

@@ -70,7 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         each.add_argument("--cold", action="store_true", help="boot, instead of beginning with the saved state")
     for each in (run, tests):
         text = "of the script; default: %(default)s"
-        each.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help=text)
+        patience = 1800.0 if each is tests else 600.0
+        each.add_argument("--timeout", type=_seconds, default=patience, metavar="S", help=text)
         each.add_argument("--verbose", action="store_true", help="Xen's and dom0's console on standard error")
     arguments, rest = top.parse_known_args(argv)
     if arguments.command is _test:

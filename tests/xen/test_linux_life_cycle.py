@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import signal
 import time
@@ -134,6 +136,41 @@ def test_a_disk_whose_emulator_is_gone_for_good_fails_its_requests_and_can_be_un
     await_gone(linux, "/dev/vda")
 
 
+def test_an_emulator_that_hangs_costs_its_disk_and_nothing_waits_for_it(linux: Domu, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(MIB))
+    with Emulator(linux, f"blk,path={image}", "rng") as emulator:
+        await_path(linux, "/dev/vda")
+        read = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
+        shell(linux, read)
+        emulator.signal(signal.SIGSTOP)
+        reader = linux.popen(read)
+        time.sleep(0.5)
+        # Needs an answer, and has a deadline for it.
+        linux.run("echo write through > /sys/block/vda/cache_type")
+        assert reader.wait(30) != 0
+        assert linux.run(read, timeout=10).code != 0
+        assert sum("does not answer" in line for line in log(linux).splitlines()) == 1
+        emulator.signal(signal.SIGCONT)
+    await_gone(linux, "/dev/vda")
+
+
+def test_two_domains_have_an_emulator_each(linux: Domu, other: Domu, tmp_path: Path) -> None:
+    with module(other), contextlib.ExitStack() as running:
+        digests = []
+        for number, domu in enumerate((linux, other)):
+            image = tmp_path / f"{number}.img"
+            image.write_bytes(os.urandom(MIB))
+            digests.append(hashlib.sha256(image.read_bytes()).hexdigest())
+            running.enter_context(Emulator(domu, f"blk,path={image}"))
+        for domu, digest in zip((linux, other), digests, strict=True):
+            await_path(domu, "/dev/vda")
+            assert shell(domu, "sha256sum < /dev/vda").split()[0] == digest
+        running.close()
+        await_gone(other, "/dev/vda")
+    await_gone(linux, "/dev/vda")
+
+
 def test_entropy_and_a_device_that_the_project_has_never_seen_reach_dev_hwrng(linux: Domu) -> None:
     with Emulator(linux, "rng", f"{UNSEEN}:Alphabet"):
         sources = "/sys/class/misc/hw_random"
@@ -146,3 +183,22 @@ def test_entropy_and_a_device_that_the_project_has_never_seen_reach_dev_hwrng(li
             contents.add(bytes.fromhex(text)[-64:])
         assert len(contents) == 2
         assert sum(content.isalpha() and content.islower() for content in contents) == 1, contents
+
+
+def test_a_driver_domain_serves_a_disk(dom0: Store, machine: Machine) -> None:
+    with (
+        Domu("pvh", name="disks", emulator=True, extra=["driver_domain=1"]) as driver,
+        Domu("pv", name="diskless") as served,
+        module(served),
+    ):
+        elsewhere = machine.of_backend(driver.domid)
+        shell(driver, "dd if=/dev/urandom of=/disk.img bs=1M count=4 2>&1")
+        supervisor = driver.popen(["virtio-dm", "supervise", "--hypervisor", "xen"])
+        devid = toolstack.attach(dom0, driver.domid, served.domid, parse("blk,path=/disk.img"))
+        await_path(served, "/dev/vda")
+        shell(served, "dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>&1")
+        assert shell(served, "sha256sum < /dev/vda") == shell(driver, "sha256sum < /disk.img")
+        toolstack.detach(elsewhere, dom0, served.domid, devid)
+        await_gone(served, "/dev/vda")
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait() == 0, supervisor.stderr

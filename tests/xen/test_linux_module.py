@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import DRIVERS, MODULE, await_gone, await_path, log, shell, unload
+from tests.xen.linux_guest import DRIVERS, MODULE, await_gone, await_path, log, module, shell, unload
 from tests.xen.serving import MIB, Emulator, until
 
 
@@ -35,3 +35,14 @@ def test_loading_and_unloading_leaves_no_grant_no_port_and_no_memory(domu: Domu,
         # Each load has 4 MiB of arena for the disk alone.
         assert free > before[2] - 2048, f"{before[2] - free} KiB are gone"
         assert "still pending" not in log(domu)
+
+
+def test_a_device_that_a_driver_in_user_space_had_is_the_kernels_next(domu: Domu) -> None:
+    shell(domu, f"modprobe -a {DRIVERS}")
+    with Emulator(domu, "rng"):
+        with domu.agent() as guest:
+            guest("connect", dev=0)
+            guest("close", dev=0)
+        with module(domu):
+            available = "/sys/class/misc/hw_random/rng_available"
+            until(lambda: "virtio_rng" in shell(domu, f"cat {available}"), f"no entropy source:\n{log(domu)}")
