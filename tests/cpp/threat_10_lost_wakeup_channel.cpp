@@ -1,6 +1,6 @@
 // Threat 10, on the config ring and on a backend's queues: a lost wake-up. Each side sleeps only when it was told that
-// it may; were an event lost, both would sleep until the deadline. Each of the config ring's four fences, taken out, makes
-// the first case fail on x86 (tried by hand); those of the virtqueues: split_queue_threads.cpp.
+// it may; were an event lost, both would sleep until the deadline. Each of the config ring's four fences, taken out,
+// makes the first case fail on x86 (tried by hand); those of the virtqueues: split_queue_threads.cpp.
 #include <doctest/doctest.h>
 
 #include <poll.h>
