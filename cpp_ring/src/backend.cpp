@@ -133,7 +133,7 @@ Exit Backend::loop() {
             if (poll()) {
                 worked = true;
                 if (exit_) return *exit_;
-            } else {
+            } else if (i % looks_between_pauses == looks_between_pauses - 1) {
                 cpu_relax();
             }
             if (attention_.load(std::memory_order_relaxed)) break;

@@ -110,7 +110,7 @@ ExchangeResult Frontend::spin_exchange(std::uint8_t msg_id, std::span<const std:
     if (ring_.publish(request_)) channels_->notify(port_);
     Poll got = Poll::nothing;
     for (std::uint64_t spins = 0; (got = ring_.poll(answer_, error_)) == Poll::nothing; ++spins) {
-        cpu_relax();
+        if (spins % looks_between_pauses == looks_between_pauses - 1) cpu_relax();
         if (spins % 1024 != 1023) continue;
         if (!ring_.backend_alive()) return ExchangeResult::peer_dead;
         if (ticks() - start > longest) {
