@@ -1,12 +1,16 @@
 """What all tests share: how hypothesis runs, and that tests which need root never vanish silently."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
 
 # Processes that tests start import what this process imports, whatever directory they run in.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# A shell without job control ignores Ctrl-C for what it starts in the background, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples at every run and no time limit: a red run is a fault of the code, not of the day or the machine.
 settings.register_profile("virtio-dm", derandomize=True, deadline=None)
