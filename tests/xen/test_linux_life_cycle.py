@@ -187,8 +187,8 @@ def test_entropy_and_a_device_that_the_project_has_never_seen_reach_dev_hwrng(li
 
 def test_a_driver_domain_serves_a_disk(dom0: Store, machine: Machine) -> None:
     with (
-        Domu("pvh", name="disks", emulator=True, extra=["driver_domain=1"]) as driver,
-        Domu("pv", name="diskless") as served,
+        Domu("pvh", emulator=True, extra=["driver_domain=1"]) as driver,
+        Domu("pv") as served,
         module(served),
     ):
         elsewhere = machine.of_backend(driver.domid)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from scripts.xen_rig.domu_config import Kind
-from tests.xen.domu import OUR_RAMDISK, RAMDISK, SITE, START_TIMEOUT, Domu
+from tests.xen.domu import OUR_RAMDISK, RAMDISK, SITE, START_TIMEOUT, Domu, xl
 from tests.xen.linux_guest import shell
 from tests.xen.serving import MIB, Emulator
 
@@ -33,6 +33,7 @@ class Rooted(Domu):
         self.emulator: Emulator | None = None
 
     def connect(self, timeout: float = START_TIMEOUT) -> None:
+        self.domid = int(xl("domid", self.name))
         self.emulator = Emulator(self, self.spec)
         super().connect(timeout)
 
