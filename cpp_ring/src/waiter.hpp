@@ -17,8 +17,8 @@ enum class Wait { ready, timeout, peer_dead };
 
 // Looks at the clock and at the peer's life this often while spinning.
 inline constexpr unsigned spins_between_looks = 64;
-// A spinner pauses for its sibling thread's sake, but not at each look: a pause is as long as a round trip on some CPUs,
-// and leaves the emulation altogether where the CPU is emulated (docs/design/010).
+// A spinner pauses for its sibling thread's sake, but not at each look: a pause is as long as a round trip on some
+// CPUs, and leaves the emulation altogether where the CPU is emulated (docs/design/010).
 inline constexpr unsigned looks_between_pauses = 8;
 // A sleeper looks at the peer's life at least this often, for a peer that died without an event.
 inline constexpr auto longest_sleep = std::chrono::milliseconds(100);
