@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from cpp_ring.store import Store
 from emulator import toolstack
-from emulator.machine import Machine, open_machine, parse_hypervisor
+from emulator.machine import Machine
 from emulator.spec import parse
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu
@@ -23,19 +22,6 @@ from tests.xen.serving import MIB, Emulator, nothing_left, until
 
 BLOCK = 4096
 UNSEEN = Path(__file__).with_name("models.py")
-
-
-@pytest.fixture(scope="module")
-def machine() -> Machine:
-    return open_machine(parse_hypervisor("xen"))
-
-
-@pytest.fixture
-def supervisor() -> Iterator[Process]:
-    process = Process("supervise", "--hypervisor", "xen")
-    process.await_line("watching the domains")
-    yield process
-    assert process.stop() == 0, process.lines
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +107,11 @@ def test_hot_plug_and_unplug_while_another_disk_is_under_load(
     await_gone(linux, "/dev/vda")
 
 
+def in_flight(linux: Domu) -> bool:
+    """Whether the disk has a request that is not answered."""
+    return shell(linux, "cat /sys/block/vda/inflight").split() != ["0", "0"]
+
+
 def test_a_disk_whose_emulator_is_gone_for_good_fails_its_requests_and_can_be_unplugged(
     linux: Domu, dom0: Store, machine: Machine, tmp_path: Path
 ) -> None:
@@ -130,7 +121,7 @@ def test_a_disk_whose_emulator_is_gone_for_good_fails_its_requests_and_can_be_un
     await_path(linux, "/dev/vda")
     emulator.kill()
     reader = linux.popen("dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct")
-    time.sleep(0.5)
+    until(lambda: in_flight(linux), "no request is on its way")
     toolstack.detach(machine, dom0, linux.domid, 0)
     assert reader.wait() != 0
     await_gone(linux, "/dev/vda")
@@ -145,7 +136,7 @@ def test_an_emulator_that_hangs_costs_its_disk_and_nothing_waits_for_it(linux: D
         shell(linux, read)
         emulator.signal(signal.SIGSTOP)
         reader = linux.popen(read)
-        time.sleep(0.5)
+        until(lambda: in_flight(linux), "no request is on its way")
         # Needs an answer, and has a deadline for it.
         linux.run("echo write through > /sys/block/vda/cache_type")
         assert reader.wait(30) != 0
