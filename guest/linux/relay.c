@@ -13,6 +13,9 @@
 #include "trace.h"
 #include "vmsgx.h"
 
+/* Between two looks at a queue that has requests and no callback. */
+#define LOOK_NS NSEC_PER_MSEC
+
 /* ---- back to the driver ---------------------------------------------------------------------------- */
 
 static void give_back(struct vmsgx_queue *queue, unsigned int head, u32 length)
@@ -238,6 +241,11 @@ static void call_driver(struct vmsgx_queue *queue)
 		__virtqueue_break(queue->vq);
 }
 
+static void look_again(struct vmsgx_queue *queue)
+{
+	hrtimer_start(&queue->look, ns_to_ktime(LOOK_NS), HRTIMER_MODE_REL_HARD);
+}
+
 /* The driver made buffers available. Any context; never waits. */
 bool vmsgx_queue_notify(struct virtqueue *vq)
 {
@@ -250,34 +258,47 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 		queue->call_later = true;
 		queue_work(vmsgx_workqueue, &queue->dev->state_work);
 	}
-	if (!vq->callback && unanswered(queue))
-		mod_timer(&queue->deadline, jiffies + msecs_to_jiffies(vmsgx_timeout_ms));
+	if (!vq->callback && unanswered(queue)) {
+		queue->deadline = ktime_add_ms(ktime_get(), vmsgx_timeout_ms);
+		look_again(queue);
+	}
 	spin_unlock_irqrestore(&queue->lock, flags);
 	return true;	/* else virtio_ring would break the queue, and what has failed in it would stay there */
 }
 
 /*
- * A driver that gave no callback looks for its answer in a loop, which may be all that this CPU does. Requests of such
- * a queue do not wait for a backend that is away, and one that is there has as long as for an exchange.
+ * Looks after a queue that has no callback while it has requests. Hard interrupt context: its driver looks for the
+ * answer in a loop, perhaps with bottom halves off, and that may be all that this CPU does. No softirq, no work and no
+ * event that was throttled gets through to it there. Such requests do not wait for a backend that is away, and one
+ * that is there has as long as for an exchange.
  */
-void vmsgx_queue_deadline(struct timer_list *timer)
+enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 {
-	struct vmsgx_queue *queue = container_of(timer, struct vmsgx_queue, deadline);
+	struct vmsgx_queue *queue = container_of(timer, struct vmsgx_queue, look);
+	struct vmsgx_device *dev = queue->dev;
 	struct vmsgx_chain *chain, *following;
 	unsigned long flags;
+	bool lied = false;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	if (queue->published_count) {
-		/* It might still write into the pool. */
-		WRITE_ONCE(queue->dev->late, true);
-		queue_work(vmsgx_workqueue, &queue->dev->state_work);
+	if (queue->vq)
+		relay(queue, &lied);
+	if (lied || (unanswered(queue) && ktime_after(ktime_get(), queue->deadline))) {
+		if (lied)
+			WRITE_ONCE(dev->lied, true);
+		else if (queue->published_count && vmsgx_backend_alive(dev))
+			WRITE_ONCE(dev->late, true);	/* it might still write into the pool */
 		withdraw(queue);
+		list_for_each_entry_safe(chain, following, &queue->waiting, link) {
+			list_del_init(&chain->link);
+			fail(queue, chain - queue->chains);
+		}
+		queue_work(vmsgx_workqueue, &dev->state_work);
 	}
-	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
-		list_del_init(&chain->link);
-		fail(queue, chain - queue->chains);
-	}
+	if (unanswered(queue))
+		look_again(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
+	return HRTIMER_NORESTART;
 }
 
 /* The device used buffers, or rang for nothing. */

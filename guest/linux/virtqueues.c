@@ -7,6 +7,16 @@
 
 #include "vmsgx.h"
 
+static void setup_look(struct vmsgx_queue *queue)
+{
+#ifdef VMSGX_HAVE_HRTIMER_SETUP
+	hrtimer_setup(&queue->look, vmsgx_queue_look, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
+#else
+	hrtimer_init(&queue->look, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
+	queue->look.function = vmsgx_queue_look;
+#endif
+}
+
 /* The arena and @count queues, each with its part of it. Once, before the first connection. */
 int vmsgx_queues_alloc(struct vmsgx_device *dev, u32 device_id, unsigned int count)
 {
@@ -33,7 +43,7 @@ int vmsgx_queues_alloc(struct vmsgx_device *dev, u32 device_id, unsigned int cou
 		queue->index = i;
 		snprintf(queue->name, sizeof(queue->name), "%s:%u", dev_name(&dev->xdev->dev), i);
 		spin_lock_init(&queue->lock);
-		timer_setup(&queue->deadline, vmsgx_queue_deadline, 0);
+		setup_look(queue);
 		INIT_LIST_HEAD(&queue->waiting);
 		INIT_LIST_HEAD(&queue->published);
 		err = vmsgx_pool_init(&queue->pool, &dev->arena, i * pages, pages);
@@ -125,7 +135,7 @@ static void del_vq(struct vmsgx_queue *queue)
 	queue->driver = NULL;
 	queue->call_later = false;
 	spin_unlock_irq(&queue->lock);
-	timer_delete_sync(&queue->deadline);
+	hrtimer_cancel(&queue->look);	/* not started again: nothing is unanswered */
 	if (queue->irq)
 		synchronize_irq(queue->irq);	/* its handler may be calling the driver */
 	free_rings(queue);

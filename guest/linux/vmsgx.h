@@ -8,10 +8,10 @@
 #ifndef VMSGX_H
 #define VMSGX_H
 
+#include <linux/hrtimer.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/spinlock.h>
-#include <linux/timer.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
@@ -113,12 +113,13 @@ struct vmsgx_queue {
 	struct list_head waiting;	/* not in the device's ring, in order */
 	struct list_head published;	/* in the device's ring, in order of publication */
 	struct vmsgx_chain *chains;	/* num of them */
-	struct timer_list deadline;	/* of requests that the driver polls for */
+	struct hrtimer look;		/* at a queue whose driver polls */
+	ktime_t deadline;		/* of its requests */
 };
 
 bool vmsgx_queue_notify(struct virtqueue *vq);
 irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque);
-void vmsgx_queue_deadline(struct timer_list *timer);
+enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer);
 void vmsgx_queue_prepare(struct vmsgx_queue *queue);
 void vmsgx_queue_start(struct vmsgx_queue *queue);
 void vmsgx_queue_stop(struct vmsgx_queue *queue);

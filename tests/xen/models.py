@@ -1,6 +1,7 @@
 """Device models that nobody but the tests on Xen knows, driven there by stock drivers of the guest's kernel."""
 
-from devices import Device, Queue, Request
+from devices import Device, Hold, Queue, Request
+from devices.net import Net
 
 
 class Alphabet(Device):
@@ -13,3 +14,10 @@ class Alphabet(Device):
     def requestq(self, request: Request) -> None:
         text = b"abcdefghijklmnopqrstuvwxyz" * (request.writable_bytes // 26 + 1)
         request.write(text[: request.writable_bytes])
+
+
+class Deaf(Net):
+    """A network card that never answers a control command."""
+
+    def controlq(self, request: Request) -> Hold:  # type: ignore[override]
+        return Hold.HELD

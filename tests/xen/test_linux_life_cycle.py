@@ -146,6 +146,41 @@ def test_an_emulator_that_hangs_costs_its_disk_and_nothing_waits_for_it(linux: D
     await_gone(linux, "/dev/vda")
 
 
+# What makes virtio_net wait awake for a control command, with bottom halves off. The domU has one CPU.
+LISTEN_TO_ALL = "ip link set eth0 promisc on"
+
+
+def deaf_card(domu: Domu, directory: Path) -> Emulator:
+    emulator = Emulator(domu, f"{UNSEEN}:Deaf,socket={directory}/card,peer={directory}/nobody")
+    await_path(domu, "/sys/class/net/eth0")
+    return emulator
+
+
+def test_a_control_command_that_is_not_answered_costs_the_card_and_not_the_guest(linux: Domu, tmp_path: Path) -> None:
+    with deaf_card(linux, tmp_path):
+        shell(linux, "ip link set eth0 up")
+        until(lambda: "does not complete a request" in log(linux), "the card is not given up")
+    await_gone(linux, "/sys/class/net/eth0")
+
+
+def test_a_control_command_whose_emulator_dies_fails_and_the_card_comes_back(
+    linux: Domu, dom0: Store, machine: Machine, supervisor: Process, tmp_path: Path
+) -> None:
+    shell(linux, "dmesg -c > /dev/null")
+    spec = f"{UNSEEN}:Deaf,socket={tmp_path}/card,peer={tmp_path}/nobody"
+    devid = toolstack.attach(dom0, 0, linux.domid, parse(spec))
+    await_path(linux, "/sys/class/net/eth0")
+    command = linux.popen(LISTEN_TO_ALL)
+    pid = toolstack.emulator_pid(machine, linux.domid)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    command.wait(30)
+    until(lambda: toolstack.emulator_pid(machine, linux.domid) not in (None, pid), "no new emulator")
+    assert "is broken" not in shell(linux, "dmesg")
+    toolstack.detach(machine, dom0, linux.domid, devid)
+    await_gone(linux, "/sys/class/net/eth0")
+
+
 def test_two_domains_have_an_emulator_each(linux: Domu, other: Domu, tmp_path: Path) -> None:
     with module(other), contextlib.ExitStack() as running:
         digests = []
