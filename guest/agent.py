@@ -29,6 +29,7 @@ from guest.device import VirtioDevice
 from guest.drivers import open_device
 from guest.errors import DeviceGone, DriverError, NoSuchDevice, Unsupported
 from guest.hypervisor import Domain
+from guest.kernel import Kernel
 from guest.measuring import Measuring
 from guest.net import NetDevice, RxMode
 from guest.peers import Peers
@@ -44,7 +45,7 @@ IDLE: Final = 0.5
 """Seconds between two looks at the life of idle devices, besides those that the store causes."""
 
 
-class Agent(Measuring, Peers):
+class Agent(Measuring, Peers, Kernel):
     """The devices of one domain under command."""
 
     def __init__(self, domain: Domain) -> None:

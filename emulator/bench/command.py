@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from emulator.bench import run, xen_run
+from emulator.bench import kernel_run, run, xen_run
 from emulator.bench.errors import EXPECTED, failure
 from emulator.bench.rows import LIMIT, Row, human, targets
 from emulator.bench.run import Result
@@ -65,20 +65,26 @@ _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
     help="On Xen: starts `python3 -m guest agent` in that domain, with its standard input and output here; such as "
     "'ssh domu python3 -m guest agent'.",
 )
+@click.option(
+    "--module",
+    metavar="FILE",
+    help="On Xen: measure stock drivers over this virtio_msg_xen.ko, a file in that domain, and Xen's own drivers.",
+)
 @click.option("--json", "json_path", type=_FILE, callback=_writable, metavar="FILE", help="Write the rows as JSON.")
 @click.option(
     "--plot", "plot_path", type=_FILE, callback=_picture, metavar="FILE.svg", help="Write the latency CDF of each row."
 )
 @click.option(
     "--count",
-    type=click.IntRange(1000, 100_000_000),
+    type=click.IntRange(100, 100_000_000),
     help="Samples of each fast row; slow rows take fewer.",
-    show_default=f"{LOCAL_COUNT}, on Xen {xen_run.COUNT}",
+    show_default=f"{LOCAL_COUNT}, on Xen {xen_run.COUNT}, with --module {kernel_run.COUNT}",
 )
 def command(
     hypervisor: HypervisorName | None,
     domid: int | None,
     guest: list[str] | None,
+    module: str | None,
     json_path: Path | None,
     plot_path: Path | None,
     count: int | None,
@@ -89,7 +95,7 @@ def command(
     in two domains; rows take turns in ten rounds. Nothing else should run meanwhile. Figures are nanoseconds from
     request to answer, but for memory. Without Xen it needs nothing: it makes a local machine of its own.
     """
-    measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, count)
+    measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, module, count)
     if plot_path is not None:
         _require_matplotlib()
     console = Console()
@@ -122,12 +128,13 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def _measure(
-    kind: str, domid: int | None, guest: list[str] | None, count: int | None
+    kind: str, domid: int | None, guest: list[str] | None, module: str | None, count: int | None
 ) -> Callable[[Callable[[float, str], None]], Result]:
     """What is to be run. Raises UsageError."""
     if kind == "local":
-        if domid is not None or guest is not None:
-            raise click.UsageError("--domid and --guest are for --hypervisor xen; a local bench makes its own domains")
+        if domid is not None or guest is not None or module is not None:
+            text = "--domid, --guest and --module are for --hypervisor xen; a local bench makes its own domains"
+            raise click.UsageError(text)
         return lambda progress: run.run(count or LOCAL_COUNT, progress)
     if domid is None:
         raise click.UsageError(
@@ -137,6 +144,8 @@ def _measure(
         raise click.UsageError(
             "on Xen --guest COMMAND starts the frontend half, such as --guest 'ssh domu python3 -m guest agent'"
         )
+    if module is not None:
+        return lambda progress: kernel_run.run(domid, guest, module, count or kernel_run.COUNT, progress)
     return lambda progress: xen_run.run(domid, guest, count or xen_run.COUNT, progress)
 
 

@@ -13,7 +13,7 @@ LIMIT = "limit.cache-line"
 
 @dataclass(slots=True)
 class Row:
-    """One measured thing. `recorder` holds nanoseconds, or bytes for a memory row."""
+    """One measured thing. `recorder` holds nanoseconds, or what `unit` says: bytes, B/s."""
 
     name: str
     unit: str = "ns"
@@ -45,10 +45,11 @@ class Row:
 def human(value: int, unit: str) -> str:
     """12 345 ns as "12.3 us", 1 048 576 bytes as "1.0 MB"."""
     step, names = 1000.0, ("ns", "us", "ms", "s") if unit == "ns" else ("B", "kB", "MB", "GB")
+    per = "/s" if unit == "B/s" else ""
     number, power = float(value), 0
     while number >= step and power < len(names) - 1:
         number, power = number / step, power + 1
-    return f"{number:.1f} {names[power]}" if power and number < 100 else f"{number:.0f} {names[power]}"
+    return f"{number:.{int(power > 0 and number < 100)}f} {names[power]}{per}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ def targets(rows: dict[str, Row]) -> list[Target]:
     def present(*names: str) -> bool:
         return all(name in rows and rows[name].recorder.count for name in names)
 
+    if "guest.probe" in rows:
+        return _kernel_targets(p50, present)
     result: list[Target] = []
     if present("config.get", LIMIT):
         bound = 2.0 if "peer.evtchn" in rows else 1.25  # a granted page between domains, or memory of two processes
@@ -109,4 +112,20 @@ def _xen_targets(p50: Callable[[str], float], present: Callable[..., bool], rows
             accesses = rows[probe].accesses
             measured = p50(probe) / (accesses * p50("config.get"))
             result.append(Target(f"{probe} / ({accesses} accesses x config.get)", measured, 10))
+    return result
+
+
+def _kernel_targets(p50: Callable[[str], float], present: Callable[..., bool]) -> list[Target]:
+    result: list[Target] = []
+
+    def compare(name: str, peer: str, bound: float, at_least: bool = False) -> None:
+        ours, theirs = f"guest.{name}", f"peer.{peer}.{name}"
+        if present(ours, theirs):
+            result.append(Target(f"{ours} / {theirs}", p50(ours) / p50(theirs), bound, at_least))
+
+    for what in ("read", "write"):
+        compare(f"{what}.4k.d1", "qdisk", 0.5)
+        compare(f"{what}.4k.d1", "blkback", 1.2)
+        compare(f"{what}.64k", "qdisk", 2, at_least=True)
+    compare("tcp.stream", "netback", 0.5, at_least=True)
     return result

@@ -52,8 +52,9 @@ class Site:
         return toolstack.attach(self.store, self.machine.backend, domid, parse(spec))
 
     @contextlib.contextmanager
-    def emulator(self, domid: int) -> Iterator[subprocess.Popen[bytes]]:
-        """A running `virtio-dm run` for the domain; terminated at the end."""
+    def emulator(self, domid: int, poll_us: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """A running `virtio-dm run` for the domain; terminated at the end. `poll_us`: if not the default."""
+        polling = [] if poll_us is None else ["--poll-us", str(poll_us)]
         with self._log(domid).open("ab") as log:
             process = subprocess.Popen(
                 [
@@ -66,6 +67,7 @@ class Site:
                     str(domid),
                     "--hypervisor",
                     str(self.machine.name),
+                    *polling,
                 ],
                 stdin=subprocess.DEVNULL,
                 stderr=log,

@@ -216,7 +216,7 @@ int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, siz
 		return -ETIMEDOUT;
 	}
 	got = take_answer(dev, msg_id, token, answer, capacity);
-	trace_vmsgx_answer(dev->xdev->nodename, msg_id, token, got, ktime_us_delta(ktime_get(), start));
+	trace_vmsgx_answer(dev->xdev->nodename, msg_id, token, got, ktime_to_ns(ktime_sub(ktime_get(), start)));
 	if (got < 0)
 		vmsgx_give_up(dev, "the backend's answer is none to the request");
 	else if (msg_id == VMSG_SET_DEVICE_STATUS && !((const struct vmsg_status *)payload)->status)

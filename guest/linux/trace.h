@@ -28,24 +28,24 @@ TRACE_EVENT(vmsgx_request,
 );
 
 TRACE_EVENT(vmsgx_answer,
-	TP_PROTO(const char *node, u8 msg_id, u16 token, int got, s64 us),
-	TP_ARGS(node, msg_id, token, got, us),
+	TP_PROTO(const char *node, u8 msg_id, u16 token, int got, s64 ns),
+	TP_ARGS(node, msg_id, token, got, ns),
 	TP_STRUCT__entry(
 		__array(char, node, VMSGX_NODE)
 		__field(u8, msg_id)
 		__field(u16, token)
 		__field(int, got)
-		__field(s64, us)
+		__field(s64, ns)
 	),
 	TP_fast_assign(
 		strscpy(__entry->node, node, VMSGX_NODE);
 		__entry->msg_id = msg_id;
 		__entry->token = token;
 		__entry->got = got;
-		__entry->us = us;
+		__entry->ns = ns;
 	),
-	TP_printk("%s id=%#x token=%#x payload=%d us=%lld", __entry->node, __entry->msg_id, __entry->token,
-		  __entry->got, __entry->us)
+	TP_printk("%s id=%#x token=%#x payload=%d ns=%lld", __entry->node, __entry->msg_id, __entry->token,
+		  __entry->got, __entry->ns)
 );
 
 TRACE_EVENT(vmsgx_kick,

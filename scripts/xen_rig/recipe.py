@@ -60,7 +60,7 @@ DOM0_MODULES: Final = (
 )  # fmt: skip
 DOMU_MODULES: Final = (
     "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xen-blkfront", "xen-netfront", "virtio",
-    "virtio_ring", "virtio_blk", "virtio_net", "virtio_console", "virtio-rng", "tun", "bridge", "dummy",
+    "virtio_ring", "virtio_blk", "virtio_net", "virtio_console", "virtio-rng", "virtio_input", "tun", "bridge", "dummy",
     "ext4", "crc32c_generic", "overlay",
 )  # fmt: skip
 

@@ -10,8 +10,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Protocol
 
 import pytest
 
@@ -24,21 +25,37 @@ PATIENCE = 30.0
 MODELS = Path(__file__).parent / "models.py"
 
 
+class Popen(Protocol):
+    """What is needed of subprocess.Popen[str]."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stderr(self) -> IO[str] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Process:
     """A `virtio-dm` command that runs, and the lines it writes to standard error."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "emulator", *arguments],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | (environment or {}),
-        )
+        self._process = self._start(arguments, environment or {})
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "emulator", *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | environment,
+        )
 
     @property
     def pid(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -18,6 +21,7 @@ from emulator.store_paths import State, backend_dir, backends_dir
 from scripts.xen_rig.domu_config import Kind
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, GuestAgent
+from tests.xen.forked import Fork
 
 SECTOR: Final = 512
 MIB: Final = 1 << 20
@@ -61,7 +65,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def supervisor() -> Iterator[Process]:
-    process = Process("supervise", "--hypervisor", "xen")
+    process = ForkedProcess("supervise", "--hypervisor", "xen")
     process.await_line("watching the domains")
     yield process
     assert process.stop() == 0, process.lines
@@ -74,7 +78,12 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-class Emulator(Process):
+class ForkedProcess(Process):
+    def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Fork:
+        return Fork(arguments, environment)
+
+
+class Emulator(ForkedProcess):
     """`virtio-dm run` of a domU with these devices, from when they are ready; in order stopped at the end."""
 
     def __init__(self, domu: Domu, *specs: str, options: tuple[str, ...] = ()) -> None:
@@ -119,3 +128,30 @@ def await_state(store: Store, domid: int, state: State, devid: int = 0, backend:
 def nothing_left(store: Store, domid: int, backend: int = 0) -> bool:
     """Does the store know of no device of the domain?"""
     return store.read_optional(backends_dir(backend, domid)) is None
+
+
+Bench = Callable[..., subprocess.CompletedProcess[str]]
+"""`virtio-dm bench` with these arguments after the usual ones."""
+
+
+@contextlib.contextmanager
+def benched(domu: Domu) -> Iterator[Bench]:
+    """The bench between dom0 and `domu`, which has the domU to itself."""
+
+    def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+        relay = f"{sys.executable} -m tests.xen.relay {domu.domid}"
+        command = [sys.executable, "-m", "emulator", "bench", "--hypervisor", "xen", "--domid", str(domu.domid)]
+        return subprocess.run(
+            [*command, "--guest", relay, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=os.environ | {"COLUMNS": "150"},
+        )
+
+    domu.disconnect()
+    try:
+        yield bench
+    finally:
+        domu.connect()

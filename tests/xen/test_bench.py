@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from emulator.bench.rows import LIMIT
 from emulator.exit_codes import ExitCode
 from tests.xen.domu import Domu
+from tests.xen.serving import Bench, benched
 
 ROWS = {
     LIMIT,
@@ -37,32 +37,14 @@ ROWS = {
 pytestmark = pytest.mark.parametrize("domu", ["pv"], indirect=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def connection(domu: Domu) -> Iterator[None]:
-    """The bench has it to itself."""
-    domu.disconnect()
-    yield
-    domu.connect()
+@pytest.fixture(scope="module")
+def bench(domu: Domu) -> Iterator[Bench]:
+    with benched(domu) as command:
+        yield command
 
 
-def bench(domid: int, guest: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "emulator", "bench", "--hypervisor", "xen", "--domid", str(domid)]
-    return subprocess.run(
-        [*command, "--guest", guest, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"COLUMNS": "150"},
-    )
-
-
-def relay(domid: int) -> str:
-    return f"{sys.executable} -m tests.xen.relay {domid}"
-
-
-def test_a_run_gives_every_row_as_table_and_json_and_leaves_nothing(domu: Domu, tmp_path: Path) -> None:
-    done = bench(domu.domid, relay(domu.domid), "--count", "1000", "--json", str(tmp_path / "b.json"))
+def test_a_run_gives_every_row_as_table_and_json_and_leaves_nothing(domu: Domu, bench: Bench, tmp_path: Path) -> None:
+    done = bench("--count", "1000", "--json", str(tmp_path / "b.json"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert {entry["name"] for entry in result["rows"]} == ROWS
@@ -91,15 +73,15 @@ def test_a_run_gives_every_row_as_table_and_json_and_leaves_nothing(domu: Domu, 
         (f"{sys.executable} -m guest agent", ExitCode.USAGE, "starts a guest in domain 0"),
     ],
 )
-def test_a_command_that_is_no_guest_of_the_domain_is_said(domu: Domu, guest: str, code: ExitCode, says: str) -> None:
-    done = bench(domu.domid, guest)
+def test_a_command_that_is_no_guest_of_the_domain_is_said(bench: Bench, guest: str, code: ExitCode, says: str) -> None:
+    done = bench("--guest", guest)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert done.stderr.startswith("virtio-dm: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_domain_that_is_not_there_is_said(domu: Domu) -> None:
-    done = bench(30000, relay(domu.domid))
+def test_a_domain_that_is_not_there_is_said(bench: Bench) -> None:
+    done = bench("--domid", "30000")
     assert done.returncode == ExitCode.NO_DOMAIN, done.stderr
     assert "no domain 30000" in done.stderr

@@ -1,0 +1,152 @@
+"""Xen's own paravirtual disks and network cards for a domU, by the store's nodes alone: what one has without virtio.
+
+The nodes are those that libxl writes (xen/include/public/io/blkif.h and netif.h); no hotplug script runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from cpp_ring.store import Store, Transaction
+from emulator.bench.errors import ProcessFailed
+from emulator.child import die_with_parent
+from emulator.exit_codes import ExitCode, Failure
+from emulator.store_paths import State
+
+PATIENCE: Final = 20.0
+QEMU: Final = "qemu-system-i386"
+QEMU_PLACES: Final = "/usr/libexec/xen-qemu-system:/usr/lib/xen/bin"
+
+
+def command(*words: str) -> str:
+    """Output. Raises Failure with what it said."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failure(ExitCode.NOT_INSTALLED, f"{words[0]}: {error}") from error
+    if done.returncode:
+        raise Failure(ExitCode.REFUSED, f"{' '.join(words)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout.strip()
+
+
+class XenDevice:
+    """One device's two directories in the store, from their making to `remove`."""
+
+    def __init__(self, store: Store, backend_kind: str, kind: str, domid: int, number: int) -> None:
+        self._store = store
+        self.back = f"/local/domain/0/backend/{backend_kind}/{domid}/{number}"
+        self.front = f"/local/domain/{domid}/device/{kind}/{number}"
+        self._domid = domid
+
+    def write(self, back: Mapping[str, str], front: Mapping[str, str]) -> None:
+        common_back = {"frontend": self.front, "frontend-id": str(self._domid), "online": "1", "state": "1"}
+        common_front = {"backend": self.back, "backend-id": "0", "state": "1"}
+
+        def change(nodes: Transaction) -> None:
+            for directory, owner, reader, content in (
+                (self.back, 0, self._domid, {**back, **common_back}),
+                (self.front, self._domid, 0, {**front, **common_front}),
+            ):
+                nodes.write(directory, "")
+                nodes.set_perms(directory, [f"n{owner}", f"r{reader}"])
+                for name, value in content.items():
+                    nodes.write(f"{directory}/{name}", value)
+
+        self._store.transact(change)
+
+    def await_state(self, *states: State) -> None:
+        """Until the backend is in one of them. Raises TimeoutError."""
+        deadline = time.monotonic() + PATIENCE
+        wanted = [str(int(state)) for state in states]
+        while self._store.read_optional(f"{self.back}/state") not in wanted:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.back} did not become {states[0].name} in {PATIENCE:g} s")
+            time.sleep(0.01)
+
+    def remove(self) -> None:
+        """As libxl unplugs it; by force after a while."""
+        with contextlib.suppress(TimeoutError):
+            self._store.write(f"{self.back}/online", "0")
+            self._store.write(f"{self.back}/state", str(int(State.CLOSING)))
+            self.await_state(State.CLOSED)
+        self._store.rm(self.back)
+        self._store.rm(self.front)
+
+
+@contextlib.contextmanager
+def blkback(store: Store, domid: int, number: int, disk: Path) -> Iterator[None]:
+    """The kernel's backend on a file, through a loop device. `number`: 51712 + 16 * i is /dev/xvd[a+i]."""
+    loop = command("losetup", "--find", "--show", str(disk))
+    try:
+        number_of = Path(loop).stat().st_rdev
+        device = XenDevice(store, "vbd", "vbd", domid, number)
+        place = f"{os.major(number_of):x}:{os.minor(number_of):x}"
+        back = {"params": loop, "physical-device": place, "mode": "w", "type": "phy", "removable": "0", "bootable": "0"}
+        device.write(back, disk_front(number))
+        try:
+            device.await_state(State.CONNECTED)
+            yield
+        finally:
+            device.remove()
+    finally:
+        command("losetup", "--detach", loop)
+
+
+@contextlib.contextmanager
+def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
+    """QEMU's backend on the same file, in dom0's user space. Whether there is such a QEMU."""
+    program = shutil.which(QEMU, path=f"{QEMU_PLACES}:{os.environ.get('PATH', '')}")
+    if program is None:
+        yield False
+        return
+    device = XenDevice(store, "qdisk", "vbd", domid, number)
+    back = {"params": f"aio:{disk}", "mode": "w", "type": "qdisk", "removable": "0", "bootable": "0"}
+    device.write(back | {"dev": f"xvd{chr(ord('a') + (number - 51712) // 16)}"}, disk_front(number))
+    options = ["-xen-domid", str(domid), "-xen-attach", "-M", "xenpv", "-m", "1", "-nodefaults", "-display", "none"]
+    process = subprocess.Popen(
+        [program, *options, "-no-shutdown"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=die_with_parent(),
+    )
+    try:
+        try:
+            device.await_state(State.CONNECTED)
+        except TimeoutError:
+            if process.poll() is not None and process.stderr is not None:
+                said = process.stderr.read().decode(errors="replace").strip()
+                raise ProcessFailed(f"{QEMU} ended with {process.returncode}: {said}") from None
+            raise
+        yield True
+        device.remove()
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def disk_front(number: int) -> dict[str, str]:
+    return {"virtual-device": str(number), "device-type": "disk"}
+
+
+@contextlib.contextmanager
+def netback(store: Store, domid: int, number: int, mac: str, bridge: str) -> Iterator[None]:
+    """The kernel's network backend, its interface on `bridge`."""
+    device = XenDevice(store, "vif", "vif", domid, number)
+    common = {"handle": str(number), "mac": mac}
+    device.write({**common, "bridge": bridge}, {**common, "mtu": "1500"})
+    try:
+        device.await_state(State.INIT_WAIT, State.CONNECTED)
+        command("ip", "link", "set", f"vif{domid}.{number}", "master", bridge, "up")
+        store.write(f"{device.back}/hotplug-status", "connected")
+        device.await_state(State.CONNECTED)
+        yield
+    finally:
+        device.remove()
