@@ -1,0 +1,4 @@
+/* Sets of CPUs are only passed on. */
+#pragma once
+
+struct cpumask;
