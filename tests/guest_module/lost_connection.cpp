@@ -132,13 +132,17 @@ TEST_CASE("what the driver resets is given back to nobody") {
 
 TEST_CASE("RING_RESET: the queue begins anew with another ring, and nothing of the first is left") {
     Queue queue;
+    queue.device.use(queue.add(in_and_out), 0);
+    queue.interrupt();
+    CHECK(queue.driver.answers().size() == 1);
     const auto old = queue.add(in_and_out);
     queue.device.use(old, 700);
     REQUIRE(module_ring_reset(queue.get()));
     // Between the two halves there is no ring of the driver's.
+    const auto calls = shim_events.calls;
     queue.notify();
     queue.interrupt();
-    CHECK(shim_events.calls == 0);
+    CHECK(shim_events.calls == calls);
     queue.driver.take_back();
     REQUIRE(module_ring_enable(queue.get()));
     queue.driver.adopt(queue.get());
@@ -181,6 +185,7 @@ TEST_CASE("a device that is given up fails every request, those in flight first,
         module_call_late(queue.get());  // though the queue is broken by now
         CHECK(shim_events.calls == calls + 2);
         CHECK(shim_events.process_calls == 2);
+        CHECK(module_is_broken(queue.get()));
         CHECK(module_queue_is_empty(queue.get()));
     }
 }

@@ -126,6 +126,15 @@ TEST_CASE("a request that fails while an interrupt makes room is announced by th
     CHECK(heads(queue.driver.answers()) == std::vector{first, large});
 }
 
+TEST_CASE("a request that fails and lets nothing be written is left as it is") {
+    Queue queue({small_pool, 16, true, false});
+    queue.add({{16 * 1024, false}, {1, false}});
+    const auto answers = queue.driver.answers();
+    REQUIRE(answers.size() == 1);
+    CHECK(answers[0].length == 0);
+    CHECK(answers[0].request.readable_is_untouched());
+}
+
 TEST_CASE("the last byte that is spoiled is the request's, whatever its pages") {
     for (const std::uint32_t size : {1U, 4096U, 4097U, 20000U}) {
         Queue queue({small_pool, 16, true, false});

@@ -120,6 +120,7 @@ class Hostile {
     }
 
     void at_barrier() {
+        if (away_) return;
         if (below(8) == 0) answer();
         if (below(8) == 0) scribble();
     }
@@ -137,9 +138,11 @@ class Hostile {
                 REQUIRE(module_ring_reset(queue_.get()));
                 take();
                 queue_.driver.take_back();
+                away_ = true;  // the old ring is freed, and the device does not know of the new one yet
                 REQUIRE(module_ring_enable(queue_.get()));
                 queue_.driver.adopt(queue_.get());
                 queue_.device.adopt(queue_.get());
+                away_ = false;
                 out_.clear();
                 break;
             default:
@@ -166,6 +169,7 @@ class Hostile {
     Queue queue_;
     std::vector<std::uint16_t> out_;  // heads that the device has not told of
     bool running_ = true;
+    bool away_ = false;
 };
 
 }  // namespace

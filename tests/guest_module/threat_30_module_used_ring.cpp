@@ -117,6 +117,22 @@ TEST_CASE("threat 30: a chain that waits for the pool is not in flight") {
     CHECK(heads(queue.device.all()) == std::vector{first});
 }
 
+TEST_CASE("threat 30: a chain that an earlier device had is not in flight with this one") {
+    Queue queue({small_pool, 8, true, false});
+    const auto forgotten = queue.add({{8, true}});
+    module_forget(queue.get());
+    queue.connect();
+    const auto head = queue.add({{8, true}});
+    queue.device.use(forgotten, 0);
+    queue.interrupt();
+    CHECK(module_lied(queue.get()));
+    queue.disconnect();
+    queue.connect();
+    queue.device.use(head, 8);
+    queue.interrupt();
+    CHECK(heads(queue.driver.answers()) == std::vector{head});
+}
+
 TEST_CASE("threat 30: every index with three chains out") {
     Queue queue({small_pool, 8, false, false});
     int wrong = 0;
