@@ -55,13 +55,21 @@ static void release(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 	queue->published_count--;
 }
 
-/* Takes what the device has used, each word of it read once and checked. -EPROTO: a lie. */
+/* Partner: the backend's release store of used->idx; entries and payload are there when it is seen. */
+static u16 load_used_idx(const struct vmsgx_queue *queue)
+{
+	return le16_to_cpu(virt_load_acquire((__le16 *)&queue->used->idx));
+}
+
+/*
+ * Takes what the device has used, each word of it read once and checked. -EPROTO: a lie. Every round but the first
+ * takes something, however the index moves.
+ */
 static int reap(struct vmsgx_queue *queue)
 {
-	for (;;) {
-		/* Partner: the backend's release store of used->idx; entries and payload are there when it is seen. */
-		u16 idx = le16_to_cpu(virt_load_acquire((__le16 *)&queue->used->idx));
+	u16 idx = load_used_idx(queue);
 
+	for (;;) {
 		if ((u16)(idx - queue->used_idx) > queue->published_count)
 			return -EPROTO;
 		while (queue->used_idx != idx) {
@@ -86,7 +94,8 @@ static int reap(struct vmsgx_queue *queue)
 		WRITE_ONCE(queue->avail->ring[queue->num], (__force __virtio16)cpu_to_le16(queue->used_idx));
 		/* Partner: the backend's fence between used->idx and its look at used_event. */
 		virt_mb();
-		if (le16_to_cpu((__force __le16)READ_ONCE(queue->used->idx)) == queue->used_idx)
+		idx = load_used_idx(queue);
+		if (idx == queue->used_idx)
 			return 0;
 	}
 }

@@ -21,9 +21,11 @@ struct shim_events {
     int spin_locks;         /* held just now */
     bool bottom_halves_off;
     int64_t now; /* nanoseconds */
-    /* Runs at each full barrier towards the backend, which may do there what it can do at any time. */
+    /* Run at each full barrier towards the backend, and before each load-acquire of what it writes: it may act at any
+     * time. */
     void (*at_barrier)(void*);
-    void* at_barrier_argument;
+    void (*at_load)(void*);
+    void* at_argument;
 };
 
 extern struct shim_events shim_events;

@@ -9,7 +9,7 @@ namespace {
 // What the backend does at a barrier of the module's, once.
 struct AtBarrier {
     explicit AtBarrier(std::function<void()> act) : act_(std::move(act)) {
-        shim_events.at_barrier_argument = this;
+        shim_events.at_argument = this;
         shim_events.at_barrier = [](void* self) {
             shim_events.at_barrier = nullptr;
             static_cast<AtBarrier*>(self)->act_();

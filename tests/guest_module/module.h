@@ -51,6 +51,8 @@ struct module_ring module_device_ring(const struct module* module);
 struct module_pool module_pool_of(const struct module* module);
 unsigned int module_unit(void);
 
+unsigned int vmsgx_pool_pages(uint32_t device_id, unsigned int queues);
+
 /* What the device's connection does with its queues, in its own words. */
 void module_prepare(struct module* module);
 void module_start(struct module* module);

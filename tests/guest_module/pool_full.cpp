@@ -41,6 +41,15 @@ TEST_CASE("a small request does not overtake a large one that waits") {
     CHECK(heads(queue.device.all()) == std::vector{large, small});
 }
 
+TEST_CASE("every queue has a pool, and all of a device together have 16 MiB at most") {
+    for (const std::uint32_t device_id : {large_pool, small_pool, 1U, 3U, 63U})
+        for (unsigned queues = 0; queues < 200; ++queues) {
+            const unsigned pages = vmsgx_pool_pages(device_id, queues);
+            CHECK(pages >= 1);
+            CHECK(pages * queues <= 4096);
+        }
+}
+
 TEST_CASE("what is in the pool at once does not overlap") {
     Queue queue({small_pool, 16, true, false});
     std::vector<Chain> out;

@@ -10,8 +10,9 @@ namespace {
 class Hostile {
   public:
     explicit Hostile(module_options options, unsigned seed) : random_(seed), queue_(options) {
-        shim_events.at_barrier_argument = this;
-        shim_events.at_barrier = [](void* self) { static_cast<Hostile*>(self)->at_barrier(); };
+        shim_events.at_argument = this;
+        shim_events.at_barrier = [](void* self) { static_cast<Hostile*>(self)->at_any_time(); };
+        shim_events.at_load = shim_events.at_barrier;
     }
 
     void step() {
@@ -57,7 +58,7 @@ class Hostile {
 
     // An honest device ends it: all that is out comes back, once.
     void finish() {
-        shim_events.at_barrier = nullptr;
+        shim_events.at_barrier = shim_events.at_load = nullptr;
         queue_.disconnect();
         queue_.connect();
         take();
@@ -119,7 +120,7 @@ class Hostile {
         for (; count != 0; --count) memory[random_() % bytes] = static_cast<std::uint8_t>(random_());
     }
 
-    void at_barrier() {
+    void at_any_time() {
         if (away_) return;
         if (below(8) == 0) answer();
         if (below(8) == 0) scribble();

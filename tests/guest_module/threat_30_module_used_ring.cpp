@@ -174,6 +174,24 @@ TEST_CASE("threat 30: what the backend writes over its descriptors and avail rin
     CHECK(heads(queue.driver.answers()) == out);
 }
 
+TEST_CASE("threat 30: an index that goes to and fro keeps no CPU under the queue's lock") {
+    Queue queue({small_pool, 8, true, false});
+    queue.add({{8, true}});
+    struct ToAndFro {
+        Device& device;
+        int looks;
+    } to_and_fro{queue.device, 0};
+    shim_events.at_argument = &to_and_fro;
+    // There is something new whenever the module would otherwise be done, and nothing when it looks what.
+    shim_events.at_barrier = [](void* self) { static_cast<ToAndFro*>(self)->device.ring.used[1] = 1; };
+    shim_events.at_load = [](void* self) {
+        auto& state = *static_cast<ToAndFro*>(self);
+        state.device.ring.used[1] = ++state.looks > 1000 ? 1 : 0;
+    };
+    queue.interrupt();
+    CHECK(to_and_fro.looks < 10);
+}
+
 TEST_CASE("threat 30: a table in the pool that the backend rewrites is not read again") {
     Queue queue({small_pool, 8, true, false});
     queue.add({{100, false}, {8, true}, {8, true}}, true);

@@ -8,10 +8,14 @@
 #define smp_load_acquire(pointer) __atomic_load_n((pointer), __ATOMIC_ACQUIRE)
 #define smp_store_release(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_RELEASE)
 #define smp_mb() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-#define virt_load_acquire(pointer) __atomic_load_n((pointer), __ATOMIC_ACQUIRE)
+#define virt_load_acquire(pointer) (shim_at(shim_events.at_load), __atomic_load_n((pointer), __ATOMIC_ACQUIRE))
 #define virt_store_release(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_RELEASE)
+
+static inline void shim_at(void (*act)(void*)) {
+    if (act) act(shim_events.at_argument);
+}
 
 static inline void virt_mb(void) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (shim_events.at_barrier) shim_events.at_barrier(shim_events.at_barrier_argument);
+    shim_at(shim_events.at_barrier);
 }
