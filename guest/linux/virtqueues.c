@@ -105,7 +105,7 @@ static void free_rings(struct vmsgx_queue *queue)
 		vmsgx_give_up(queue->dev, "the backend keeps pages of a virtqueue");
 }
 
-/* The driver's ring is another one, or begins anew. */
+/* The driver's ring is another one, or begins anew. Under the lock: a ring with indices of another is read astray. */
 static void adopt(struct vmsgx_queue *queue)
 {
 	queue->driver = virtqueue_get_vring(queue->vq);
@@ -315,7 +315,10 @@ int vmsgx_disable_vq_and_reset(struct virtqueue *vq)
 	err = vmsgx_reset_vqueue(dev, queue->index);
 	if (!err) {
 		vmsgx_queue_forget(queue);
-		WRITE_ONCE(queue->driver, NULL);	/* virtio_ring is about to make another */
+		/* virtio_ring is about to make another. Who looked at this one, the timer perhaps, has done so. */
+		spin_lock_irq(&queue->lock);
+		queue->driver = NULL;
+		spin_unlock_irq(&queue->lock);
 		if (queue->irq)
 			synchronize_irq(queue->irq);
 #ifdef CONFIG_VIRTIO_HARDEN_NOTIFICATION
@@ -351,7 +354,9 @@ int vmsgx_enable_vq_after_reset(struct virtqueue *vq)
 	err = vmsgx_set_vqueue(dev, queue);
 	if (err)
 		goto out;	/* it stays unused; del_vqs frees what there is */
+	spin_lock_irq(&queue->lock);
 	adopt(queue);
+	spin_unlock_irq(&queue->lock);
 	vmsgx_queue_start(queue);
 #ifdef CONFIG_VIRTIO_HARDEN_NOTIFICATION
 	__virtqueue_unbreak(vq);

@@ -48,7 +48,12 @@ void vring_del_virtqueue(struct virtqueue* vq) {
 
 unsigned int virtqueue_get_vring_size(const struct virtqueue* vq) { return of(vq)->ring.num; }
 
-const struct vring* virtqueue_get_vring(const struct virtqueue* vq) { return &of(vq)->ring; }
+/* What the module keeps of this is read in interrupts, which may come at any time: it must be changed under the queue's
+ * lock. */
+const struct vring* virtqueue_get_vring(const struct virtqueue* vq) {
+    if (!shim_events.spin_locks) shim_misuse("a queue's ring is changed without its lock");
+    return &of(vq)->ring;
+}
 
 bool virtqueue_is_broken(const struct virtqueue* vq) { return of(vq)->broken; }
 
