@@ -21,6 +21,7 @@ from emulator.exit_codes import ExitCode, Failure
 from emulator.store_paths import State
 
 PATIENCE: Final = 20.0
+XVDA, MINORS = 51712, 16
 QEMU: Final = "qemu-system-i386"
 QEMU_PLACES: Final = "/usr/libexec/xen-qemu-system:/usr/lib/xen/bin"
 
@@ -82,14 +83,13 @@ class XenDevice:
 
 @contextlib.contextmanager
 def blkback(store: Store, domid: int, number: int, disk: Path) -> Iterator[None]:
-    """The kernel's backend on a file, through a loop device. `number`: 51712 + 16 * i is /dev/xvd[a+i]."""
+    """The kernel's backend on a file, through a loop device. `number`: of xvda, and 16 for each that follows."""
     loop = command("losetup", "--find", "--show", str(disk))
     try:
         number_of = Path(loop).stat().st_rdev
         device = XenDevice(store, "vbd", "vbd", domid, number)
         place = f"{os.major(number_of):x}:{os.minor(number_of):x}"
-        back = {"params": loop, "physical-device": place, "mode": "w", "type": "phy", "removable": "0", "bootable": "0"}
-        device.write(back, disk_front(number))
+        device.write(disk_back(number, "phy", loop) | {"physical-device": place}, disk_front(number))
         try:
             device.await_state(State.CONNECTED)
             yield
@@ -107,8 +107,7 @@ def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
         yield False
         return
     device = XenDevice(store, "qdisk", "vbd", domid, number)
-    back = {"params": f"aio:{disk}", "mode": "w", "type": "qdisk", "removable": "0", "bootable": "0"}
-    device.write(back | {"dev": f"xvd{chr(ord('a') + (number - 51712) // 16)}"}, disk_front(number))
+    device.write(disk_back(number, "qdisk", f"aio:{disk}"), disk_front(number))
     options = ["-xen-domid", str(domid), "-xen-attach", "-M", "xenpv", "-m", "1", "-nodefaults", "-display", "none"]
     process = subprocess.Popen(
         [program, *options, "-no-shutdown"],
@@ -132,6 +131,11 @@ def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
         process.wait(PATIENCE)
 
 
+def disk_back(number: int, kind: str, params: str) -> dict[str, str]:
+    name = f"xvd{chr(ord('a') + (number - XVDA) // MINORS)}"
+    return {"dev": name, "params": params, "mode": "w", "type": kind, "removable": "0", "bootable": "0"}
+
+
 def disk_front(number: int) -> dict[str, str]:
     return {"virtual-device": str(number), "device-type": "disk"}
 
@@ -141,7 +145,7 @@ def netback(store: Store, domid: int, number: int, mac: str, bridge: str) -> Ite
     """The kernel's network backend, its interface on `bridge`."""
     device = XenDevice(store, "vif", "vif", domid, number)
     common = {"handle": str(number), "mac": mac}
-    device.write({**common, "bridge": bridge}, {**common, "mtu": "1500"})
+    device.write({**common, "bridge": bridge, "script": "/bin/true"}, {**common, "mtu": "1500"})
     try:
         device.await_state(State.INIT_WAIT, State.CONNECTED)
         command("ip", "link", "set", f"vif{domid}.{number}", "master", bridge, "up")

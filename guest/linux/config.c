@@ -13,6 +13,22 @@
 /* A call that found its backend gone is made again when it is back: this often. */
 #define ATTEMPTS 3
 
+/* Makes @call, an expression that is 0 or an error, under vmsgx_device.lock with the device connected. */
+#define CALL_CONNECTED(dev, call)						\
+({										\
+	unsigned int attempt_ = 0;						\
+	int err_;								\
+										\
+	do {									\
+		err_ = vmsgx_lock_up(dev);					\
+		if (err_)							\
+			break;							\
+		err_ = (call);							\
+		mutex_unlock(&(dev)->lock);					\
+	} while (err_ == -ENOTCONN && ++attempt_ < ATTEMPTS);			\
+	err_;									\
+})
+
 /*
  * Does the specification make this device type's config space plain memory, whose every change moves the generation?
  * Only then may a value be remembered. Others may have fields that are computed when they are read.
@@ -89,18 +105,10 @@ int vmsgx_refresh_config(struct vmsgx_device *dev, bool *changed)
 static void get(struct virtio_device *vdev, unsigned int offset, void *data, unsigned int length)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
-	unsigned int attempt;
 	int err = -EINVAL;
 
-	for (attempt = 0; in_config(dev, offset, length) && attempt < ATTEMPTS; attempt++) {
-		err = vmsgx_lock_up(dev);
-		if (err)
-			break;
-		err = read_config(dev, offset, data, length);
-		mutex_unlock(&dev->lock);
-		if (err != -ENOTCONN)
-			break;
-	}
+	if (in_config(dev, offset, length))
+		err = CALL_CONNECTED(dev, read_config(dev, offset, data, length));
 	if (!err)
 		return;
 	memset(data, 0, length);
@@ -132,18 +140,10 @@ static int write_config(struct vmsgx_device *dev, unsigned int offset, const voi
 static void set(struct virtio_device *vdev, unsigned int offset, const void *data, unsigned int length)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
-	unsigned int attempt;
 	int err = -EINVAL;
 
-	for (attempt = 0; in_config(dev, offset, length) && attempt < ATTEMPTS; attempt++) {
-		err = vmsgx_lock_up(dev);
-		if (err)
-			break;
-		err = write_config(dev, offset, data, length);
-		mutex_unlock(&dev->lock);
-		if (err != -ENOTCONN)
-			break;
-	}
+	if (in_config(dev, offset, length))
+		err = CALL_CONNECTED(dev, write_config(dev, offset, data, length));
 	if (err && err != -ENODEV)
 		dev_warn_ratelimited(&vdev->dev, "%u bytes of config space at %u cannot be written: %d\n", length,
 				     offset, err);
@@ -192,21 +192,12 @@ static int write_status(struct vmsgx_device *dev, u8 status)
 static void set_status(struct virtio_device *vdev, u8 status)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
-	unsigned int attempt;
-	int err = 0;
+	int err;
 
 	/* Nobody to tell, and nothing to repeat: the driver is on its way out. */
 	if (status & VIRTIO_CONFIG_S_FAILED && !READ_ONCE(dev->up))
 		return;
-	for (attempt = 0; attempt < ATTEMPTS; attempt++) {
-		err = vmsgx_lock_up(dev);
-		if (err)
-			break;
-		err = write_status(dev, status);
-		mutex_unlock(&dev->lock);
-		if (err != -ENOTCONN)
-			break;
-	}
+	err = CALL_CONNECTED(dev, write_status(dev, status));
 	if (err && err != -ENODEV)	/* why it was given up has been said */
 		dev_warn_ratelimited(&vdev->dev, "status %#x cannot be set: %d\n", status, err);
 }
@@ -230,24 +221,14 @@ static void reset_device(struct virtio_device *vdev)
 	vmsgx_synchronize_cbs(vdev);
 }
 
+/* None, if the backend stays away. */
 static u64 get_features(struct virtio_device *vdev)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
-	unsigned int attempt;
-	u64 features = 0;
-	int err;
 
-	for (attempt = 0; attempt < ATTEMPTS; attempt++) {
-		err = vmsgx_lock_up(dev);
-		if (err)
-			break;
-		err = vmsgx_get_features(dev, &features);
-		dev->offered_features = features;
-		mutex_unlock(&dev->lock);
-		if (err != -ENOTCONN)
-			break;
-	}
-	return features & ~NOT_FOR_DRIVER;
+	if (CALL_CONNECTED(dev, vmsgx_get_features(dev, &dev->offered_features)))
+		return 0;
+	return dev->offered_features & ~NOT_FOR_DRIVER;
 }
 
 static int finalize_features(struct virtio_device *vdev)

@@ -6,13 +6,12 @@ import pytest
 
 IN_DOM0 = Path("/proc/xen/capabilities").exists() and "control_d" in Path("/proc/xen/capabilities").read_text()
 collect_ignore_glob = [] if IN_DOM0 else ["test_*.py"]
-LINUX = "test_linux_"
 
 if IN_DOM0:
     # Here and nowhere else: a fixture that is imported into a module is another one, with a domU of its own.
-    from tests.xen.serving import dom0, domu, guest, image, machine, other, supervisor
+    from tests.xen.serving import dom0, domu, driver, guest, image, machine, other, supervisor
 
-    __all__ = ["dom0", "domu", "guest", "image", "machine", "other", "supervisor"]
+    __all__ = ["dom0", "domu", "driver", "guest", "image", "machine", "other", "supervisor"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,12 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cycles", type=int, default=5, help="how often tests on Xen kill, plug, load (default: 5)")
-    parser.addoption("--linux", action="store_true", help="on Xen: with the tests of the guest's kernel module")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    # Not yet a part of each run: a PVH guest was seen to hang when its network card went (docs/guest.md).
-    return True if collection_path.name.startswith(LINUX) and not config.getoption("--linux") else None
 
 
 @pytest.fixture(scope="session")
@@ -44,5 +37,3 @@ def cycles(request: pytest.FixtureRequest) -> int:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not IN_DOM0:
         terminalreporter.section("NOT TESTED: tests/xen needs a dom0: scripts/xen-rig test", yellow=True, bold=True)
-    elif not terminalreporter.config.getoption("--linux"):
-        terminalreporter.section("NOT TESTED: the guest's kernel module: scripts/xen-rig test --linux", yellow=True)

@@ -12,6 +12,7 @@ from tests.xen.serving import until
 MODULE: Final = "/rig/site/module/virtio_msg_xen.ko"
 DRIVERS: Final = "virtio_ring virtio_blk virtio_net virtio-rng crc32c_generic ext4"
 UNBIND: Final = "/sys/bus/xen/drivers/virtio-msg/unbind"
+TIMEOUT: Final = "/sys/module/virtio_msg_xen/parameters/timeout_ms"
 TRACING: Final = "/sys/kernel/tracing"
 
 
@@ -23,6 +24,16 @@ def module(domu: Domu) -> Iterator[Domu]:
         yield domu
     finally:
         unload(domu)
+
+
+@contextmanager
+def deadline(domu: Domu, milliseconds: int) -> Iterator[None]:
+    """With so much time for an answer of the backend; for tests in which there is none."""
+    shell(domu, f"cat {TIMEOUT} > /tmp/timeout; echo {milliseconds} > {TIMEOUT}")
+    try:
+        yield
+    finally:
+        shell(domu, f"cat /tmp/timeout > {TIMEOUT}")
 
 
 def unload(domu: Domu) -> None:

@@ -45,6 +45,13 @@ def other() -> Iterator[Domu]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Domu]:
+    """A driver domain: it can serve others."""
+    with Domu("pvh", emulator=True) as started:
+        yield started
+
+
 @pytest.fixture(scope="module")
 def guest(domu: Domu) -> Iterator[GuestAgent]:
     """A driver in it without devices: each start is a second. Tests leave theirs."""

@@ -19,11 +19,9 @@ from tests.xen.domu import Domu, domains, xl
 from tests.xen.serving import MODELS, Emulator, nothing_left, until
 
 
-def test_a_driver_domain_serves_another_one_until_that_ends(dom0: Store, machine: Machine) -> None:
-    with (
-        Domu("pvh", emulator=True) as driver,
-        Domu("pv") as served,
-    ):
+@pytest.mark.last
+def test_a_driver_domain_serves_another_one_until_that_ends(driver: Domu, dom0: Store, machine: Machine) -> None:
+    with Domu("pv") as served:
         elsewhere = machine.of_backend(driver.domid)
         assert driver.run("dd if=/dev/urandom of=/disk.img bs=1M count=1").code == 0
         supervisor = driver.popen(["virtio-dm", "supervise", "--hypervisor", "xen"])

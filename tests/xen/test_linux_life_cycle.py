@@ -17,7 +17,7 @@ from emulator.machine import Machine
 from emulator.spec import parse
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import await_gone, await_path, log, module, shell
+from tests.xen.linux_guest import await_gone, await_path, deadline, log, module, shell
 from tests.xen.serving import MIB, Emulator, nothing_left, until
 
 BLOCK = 4096
@@ -130,7 +130,7 @@ def test_a_disk_whose_emulator_is_gone_for_good_fails_its_requests_and_can_be_un
 def test_an_emulator_that_hangs_costs_its_disk_and_nothing_waits_for_it(linux: Domu, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(os.urandom(MIB))
-    with Emulator(linux, f"blk,path={image}", "rng") as emulator:
+    with deadline(linux, 500), Emulator(linux, f"blk,path={image}", "rng") as emulator:
         await_path(linux, "/dev/vda")
         read = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
         shell(linux, read)
@@ -157,7 +157,7 @@ def deaf_card(domu: Domu, directory: Path) -> Emulator:
 
 
 def test_a_control_command_that_is_not_answered_costs_the_card_and_not_the_guest(linux: Domu, tmp_path: Path) -> None:
-    with deaf_card(linux, tmp_path):
+    with deadline(linux, 300), deaf_card(linux, tmp_path):
         shell(linux, "ip link set eth0 up")
         until(lambda: "does not complete a request" in log(linux), "the card is not given up")
     await_gone(linux, "/sys/class/net/eth0")
@@ -211,12 +211,8 @@ def test_entropy_and_a_device_that_the_project_has_never_seen_reach_dev_hwrng(li
         assert sum(content.isalpha() and content.islower() for content in contents) == 1, contents
 
 
-def test_a_driver_domain_serves_a_disk(dom0: Store, machine: Machine) -> None:
-    with (
-        Domu("pvh", emulator=True, extra=["driver_domain=1"]) as driver,
-        Domu("pv") as served,
-        module(served),
-    ):
+def test_a_driver_domain_serves_a_disk(driver: Domu, other: Domu, dom0: Store, machine: Machine) -> None:
+    with module(other) as served:
         elsewhere = machine.of_backend(driver.domid)
         shell(driver, "dd if=/dev/urandom of=/disk.img bs=1M count=4 2>&1")
         supervisor = driver.popen(["virtio-dm", "supervise", "--hypervisor", "xen"])
