@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,9 +44,9 @@ class Kernel:
         run("modprobe", "-a", *names)
         return {}
 
-    def op_kernel_load(self, module: str) -> Answer:
-        """Loads one from its file."""
-        run("insmod", module)
+    def op_kernel_load(self, module: str, parameters: Sequence[str] = ()) -> Answer:
+        """Loads one from its file; `parameters` as NAME=VALUE."""
+        run("insmod", module, *parameters)
         return {}
 
     def op_kernel_unload(self) -> Answer:

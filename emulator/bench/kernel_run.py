@@ -31,6 +31,8 @@ BUDGET: Final = 240.0
 DISK_BYTES: Final = 64 << 20
 DEPTHS: Final = (1, 16)
 PROBES: Final = 10
+AWAKE_US: Final = 10_000
+"""How long both sides spin: longer than either needs in software emulation."""
 STREAM_BYTES: Final = 4 << 20
 XVDB, XVDC = 51728, 51744
 VIF: Final = 1
@@ -82,13 +84,13 @@ def _exchanges(
 ) -> Iterator[Row]:
     """The module's own round trips, and how long it takes to a disk."""
     spec = f"{Path(keyboard.__file__).resolve()}:Keyboard"
-    for how, poll_us in (("awake", None), ("asleep", 0)):
+    for how, spin_us in (("awake", AWAKE_US), ("asleep", 0)):
         row = Row(f"guest.config.get.{how}")
         progress(0.0, row.name)
         devid = site.attach(domid, spec)
-        with site.emulator(domid, poll_us=poll_us) as process:
+        with site.emulator(domid, poll_us=spin_us) as process:
             site.await_backend(process, domid, devid)
-            guest.request("kernel_load", module=module)
+            guest.request("kernel_load", module=module, parameters=[f"spin_us={spin_us}"])
             answer = guest.request("measure_module_config", driver="virtio_input", count=min(count, 500))
             row.recorder.merge(decoded(answer))
             guest.request("kernel_unload")

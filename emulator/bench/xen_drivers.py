@@ -22,8 +22,8 @@ from emulator.store_paths import State
 
 PATIENCE: Final = 20.0
 XVDA, MINORS = 51712, 16
-QEMU: Final = "qemu-system-i386"
-QEMU_PLACES: Final = "/usr/libexec/xen-qemu-system:/usr/lib/xen/bin"
+QEMUS: Final = ("/usr/libexec/xen-qemu-system-i386", "qemu-system-i386")
+"""Debian's for Xen (package qemu-system-xen), or one that is in PATH."""
 
 
 def command(*words: str) -> str:
@@ -102,7 +102,7 @@ def blkback(store: Store, domid: int, number: int, disk: Path) -> Iterator[None]
 @contextlib.contextmanager
 def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
     """QEMU's backend on the same file, in dom0's user space. Whether there is such a QEMU."""
-    program = shutil.which(QEMU, path=f"{QEMU_PLACES}:{os.environ.get('PATH', '')}")
+    program = next(filter(None, map(shutil.which, QEMUS)), None)
     if program is None:
         yield False
         return
@@ -122,7 +122,7 @@ def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
         except TimeoutError:
             if process.poll() is not None and process.stderr is not None:
                 said = process.stderr.read().decode(errors="replace").strip()
-                raise ProcessFailed(f"{QEMU} ended with {process.returncode}: {said}") from None
+                raise ProcessFailed(f"{program} ended with {process.returncode}: {said}") from None
             raise
         yield True
         device.remove()
@@ -133,7 +133,15 @@ def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
 
 def disk_back(number: int, kind: str, params: str) -> dict[str, str]:
     name = f"xvd{chr(ord('a') + (number - XVDA) // MINORS)}"
-    return {"dev": name, "params": params, "mode": "w", "type": kind, "removable": "0", "bootable": "0"}
+    return {
+        "dev": name,
+        "device-type": "disk",
+        "params": params,
+        "mode": "w",
+        "type": kind,
+        "removable": "0",
+        "bootable": "0",
+    }
 
 
 def disk_front(number: int) -> dict[str, str]:

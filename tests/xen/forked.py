@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Final, TextIO
 
+from emulator.__main__ import main
+
 PRELOADED: Final = (
     "emulator.__main__", "emulator.cli", "emulator.commands.run", "emulator.commands.supervise", "emulator.process",
-    "emulator.supervisor", "emulator.xenbus", "devices.blk", "devices.net", "devices.rng", "cpp_ring.xen", "runpy",
+    "emulator.supervisor", "emulator.xenbus", "devices.blk", "devices.net", "devices.rng", "cpp_ring.xen",
     "pytest",
 )  # fmt: skip
 
@@ -66,4 +67,4 @@ def _become(stderr: Connection, arguments: list[str], environment: dict[str, str
     stderr.close()
     os.environ.update(environment)
     sys.argv = ["virtio-dm", *arguments]
-    runpy.run_module("emulator", run_name="__main__", alter_sys=True)
+    main()
