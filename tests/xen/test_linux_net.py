@@ -20,8 +20,10 @@ from tests.xen.serving import MIB, Emulator, until
 
 BRIDGE: Final = "rig-bridge"
 TAP: Final = "rig-tap"
+SECOND_TAP: Final = "rig-tap-2"
 HERE: Final = "10.77.0.1"
 THERE: Final = "10.77.0.2"
+THERE_TOO: Final = "10.77.0.3"
 MAC: Final = "02:00:00:77:00:02"
 MTU: Final = 1400
 PINGS: Final = 100
@@ -108,3 +110,29 @@ def test_the_guest_sees_the_cable_pulled_and_put_back(linux: Domu, dom0: Store) 
         toolstack.update(machine, dom0, linux.domid, 0, {"link": state})
         until(lambda carrier=carrier: shell(linux, f"cat {CARD}/carrier") == carrier, f"the link is not {state}")  # type: ignore[misc]
     assert " 3 packets received" in shell(linux, f"ping -c 3 -i 0.01 {HERE}")
+
+
+def test_a_card_has_a_queue_pair_for_each_cpu(bridge: None) -> None:
+    """The one that a CPU sends on is the one that its answers come to."""
+    ip(f"tuntap add dev {SECOND_TAP} mode tap")
+    ip(f"link set {SECOND_TAP} master {BRIDGE} up")
+    try:
+        with Domu("pv", vcpus=2) as domu, module(domu), Emulator(domu, f"net,tap={SECOND_TAP},queues=2"):
+            await_path(domu, CARD)
+            assert shell(domu, f"ls {CARD}/queues").split() == ["rx-0", "rx-1", "tx-0", "tx-1"]
+            shell(domu, f"ip addr add {THERE_TOO}/24 dev eth0 && ip link set eth0 up")
+            until(lambda: domu.run(f"ping -c 1 -W 1 {HERE}").code == 0, "nothing comes back")
+            for cpu in range(2):
+                before = received(domu)
+                assert " 5 packets received" in shell(domu, f"taskset {1 << cpu:x} ping -c 5 -i 0.01 {HERE}")
+                after = received(domu)
+                assert after[cpu] > before[cpu], (cpu, before, after)
+    finally:
+        ip(f"link del {SECOND_TAP}")
+
+
+def received(domu: Domu) -> list[int]:
+    """Interrupts of each receive queue of two."""
+    lines = [line.split() for line in shell(domu, "cat /proc/interrupts").splitlines()]
+    counts = {line[-1]: sum(map(int, line[1:3])) for line in lines if line[-1].startswith("virtio-msg-0:")}
+    return [counts[f"virtio-msg-0:{queue}"] for queue in (0, 2)]
