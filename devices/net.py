@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +31,8 @@ from devices.net_config import (
     F_SPEED_DUPLEX,
     F_STATUS,
     FEATURES,
+    GUEST_OFFLOADS,
+    OFFLOADS,
     S_ANNOUNCE,
     S_LINK_UP,
     SPEED_UNKNOWN,
@@ -38,19 +40,17 @@ from devices.net_config import (
 )
 from devices.net_control import Control, is_unicast
 from devices.net_filter import ReceiveFilter
-from devices.net_steering import FlowTable
+from devices.net_header import ETHERNET_BYTES, HEADER_BYTES, MAX_MTU, NUM_BUFFERS, HeaderRules
+from devices.net_steering import HEAD_BYTES, FlowTable
 from devices.queue import Queue
 from devices.request import Request
 
-HEADER_BYTES = 12
-ETHERNET_BYTES = 14
-_HEADER = struct.Struct("<BBHHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers
-_VLAN_TAG = b"\x81\x00"
-
 MAX_PAIRS = 64
-MIN_MTU, MAX_MTU = 68, 65535
-# Frames taken from the host before the device looks at its other work.
-_RECEIVE_BUDGET = 64
+MIN_MTU = 68
+# What is taken from the host before the device looks at its other work. Only then does the driver see its buffers used,
+# and it may have given enough for a few large frames only.
+_RECEIVE_FRAMES = 64
+_RECEIVE_BYTES = 256 << 10
 # What may wait in a tap interface from before the driver was ready, and is not for it.
 _MAX_STALE = 4096
 
@@ -83,9 +83,11 @@ class Net(Device):
     duplex        half or full; shown when the speed is known
     queues        queue pairs, 1 to 64
     link          up or down
+    offloads      of a tap: whether checksums and TCP's segments may be left to the other side, on by default. On a
+                  socket every frame is whole
 
-    Frames the driver has no buffers for, or that its filters refuse, are dropped and counted in `counters`; nothing
-    is kept for later. Checksum and segmentation offloads are not offered: every frame is whole in both directions.
+    Frames the driver has no buffers for, that its filters refuse, or whose header asks for what was not negotiated or
+    makes no sense are dropped and counted in `counters`; nothing is kept for later.
     """
 
     name = "net"
@@ -97,7 +99,7 @@ class Net(Device):
         F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN, F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE,
         F_CTRL_MAC_ADDR, F_SPEED_DUPLEX,
     )  # fmt: skip
-    offers = features | mask(F_MTU, F_MQ)
+    offers = features | mask(F_MTU, F_MQ) | OFFLOADS
     feature_table = FEATURES
 
     def __init__(
@@ -112,6 +114,7 @@ class Net(Device):
         duplex: Literal["full", "half"] = "full",
         queues: int = 1,
         link: Literal["up", "down"] = "up",
+        offloads: bool = True,
     ) -> None:
         if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
             raise ValueError(f"mtu={mtu} is not from {MIN_MTU} to {MAX_MTU}")
@@ -119,12 +122,13 @@ class Net(Device):
             raise ValueError(f"speed={speed} is not from 0 to 2147483647 Mbit/s")
         if not 1 <= queues <= MAX_PAIRS:
             raise ValueError(f"queues={queues} is not from 1 to {MAX_PAIRS}")
-        self._cable = _cable(tap, socket, peer)
+        self._cable = _cable(tap, socket, peer, offloads)
         self._mac = mac or _stable_mac(self._cable.name)
         if not is_unicast(self._mac):
             raise ValueError(f"mac={self._mac.hex(':')} is not the address of one station")
 
         features = self.features | (mask(F_MTU) if mtu else 0) | (mask(F_MQ) if queues > 1 else 0)
+        features |= OFFLOADS if self._cable.carries_headers else 0
         super().__init__(features=features, queues=[*_pairs(queues), Queue("controlq", 64, feature=F_CTRL_VQ)])
 
         self.counters: Counter[str] = Counter()
@@ -156,7 +160,7 @@ class Net(Device):
     def activate(self, features: int, queues: Sequence[int]) -> None:
         self._mergeable = has(features, F_MRG_RXBUF)
         self._announces = has(features, F_GUEST_ANNOUNCE)
-        self._max_packet = self.config.mtu if has(features, F_MTU) else MAX_MTU
+        self._rules = HeaderRules(features, self.config.mtu if has(features, F_MTU) else MAX_MTU)
         self._filter = ReceiveFilter(
             mac=self._mac if has(features, F_MAC) else None,
             by_address=has(features, F_CTRL_RX),
@@ -164,6 +168,7 @@ class Net(Device):
         )
         self._control = Control(features, self._filter, self)
         try:
+            self._cable.set_offloads(features & GUEST_OFFLOADS)
             for _ in range(_MAX_STALE):
                 if self._cable.receive() is None:
                     break
@@ -175,6 +180,8 @@ class Net(Device):
 
     def reset(self) -> None:
         self._unwatch()
+        with contextlib.suppress(OSError):  # the interface is gone
+            self._cable.set_offloads(0)
         self._deactivate()
         self.config.mac = self._mac
         self.config.status &= ~S_ANNOUNCE
@@ -201,12 +208,11 @@ class Net(Device):
     def transmitq(self, request: Request) -> None:
         if len(request.readable) < HEADER_BYTES:
             raise RequestError(f"net: transmitted buffer shorter than its header: {request!r}")
-        gso_type = request.readable[1]
         frame = memoryview(request.readable)[HEADER_BYTES:]
         if self._max_pairs > 1 and len(frame) >= ETHERNET_BYTES:
             self._flows.learn(frame, request.queue // 2)
-        fits = ETHERNET_BYTES <= len(frame) <= self._longest(frame)
-        if fits and not gso_type and self._link_up and self._cable.send(frame):
+        header = self._rules.transmitted(request.readable)
+        if header is not None and self._link_up and self._cable.send(frame, header):
             self.counters["transmitted"] += 1
         else:
             self.counters["transmit dropped"] += 1
@@ -218,29 +224,35 @@ class Net(Device):
 
     def _receive(self) -> None:
         try:
-            for _ in range(_RECEIVE_BUDGET):
-                frame = self._cable.receive()
-                if frame is None:
+            size = 0
+            for _ in range(_RECEIVE_FRAMES):
+                packet = self._cable.receive()
+                if packet is None:
                     return
-                self.counters[self._deliver(frame)] += 1
+                self.counters[self._deliver(packet)] += 1
+                size += len(packet)
+                if size >= _RECEIVE_BYTES:
+                    return
         except OSError as error:
             self._unplugged(error)
 
-    def _deliver(self, frame: bytes) -> str:
-        """Puts a frame into the driver's buffers if it is for the driver. Returns the counter that counts it."""
-        if not (ETHERNET_BYTES <= len(frame) <= self._longest(frame)) or not self._link_up:
+    def _deliver(self, packet: memoryview) -> str:
+        """Puts a packet into the driver's buffers if it is for the driver. Returns the counter that counts it."""
+        if not self._rules.received(packet) or not self._link_up:
             return "receive dropped"
-        if not self._filter.accepts(frame):
+        head = bytes(packet[HEADER_BYTES : HEADER_BYTES + HEAD_BYTES])
+        if not self._filter.accepts(head):
             return "receive filtered"
-        pair = self._flows.choose(frame, self._pairs) if self._pairs > 1 else 0
-        buffers = self._buffers(2 * pair, HEADER_BYTES + len(frame))
+        pair = self._flows.choose(head, self._pairs) if self._pairs > 1 else 0
+        buffers = self._buffers(2 * pair, len(packet))
         if buffers is None:
             return "receive without buffers"
-        packet = memoryview(_HEADER.pack(0, 0, 0, 0, 0, 0, len(buffers)) + frame)
+        packet[NUM_BUFFERS] = len(buffers).to_bytes(2, "little")
+        start = 0
         for buffer in buffers:
-            size = min(buffer.room, len(packet))
-            buffer.write(packet[:size])
-            packet = packet[size:]
+            end = start + buffer.writable_bytes
+            buffer.write(packet[start:end])
+            start = end
             self.backend.complete(buffer)
         return "received"
 
@@ -282,20 +294,24 @@ class Net(Device):
         self._pairs = pairs
         return True
 
+    def set_guest_offloads(self, offloads: int) -> bool:
+        try:
+            self._cable.set_offloads(offloads)
+        except OSError:
+            return False
+        self._rules.set_received(offloads)
+        return True
+
     # ---- State ----------------------------------------------------------------------------------------------------
 
     @property
     def _link_up(self) -> bool:
         return self.config.status & S_LINK_UP != 0
 
-    def _longest(self, frame: bytes | memoryview) -> int:
-        tagged = frame[12:14] == _VLAN_TAG
-        return self._max_packet + ETHERNET_BYTES + (4 if tagged else 0)
-
     def _deactivate(self) -> None:
         self._mergeable = False
         self._announces = False
-        self._max_packet = MAX_MTU
+        self._rules = HeaderRules(0, MAX_MTU)
         self._pairs = 1
         self._flows = FlowTable()
         self._filter = ReceiveFilter(mac=self._mac, by_address=True, by_vlan=True)
@@ -314,9 +330,9 @@ class Net(Device):
         self.update(link="down")
 
 
-def _cable(tap: str | None, path: Path | None, peer: Path | None) -> NetBackend:
+def _cable(tap: str | None, path: Path | None, peer: Path | None, offloads: bool) -> NetBackend:
     if tap is not None and path is None and peer is None:
-        return TapBackend(tap)
+        return TapBackend(tap, offloads=offloads)
     if path is not None and peer is not None and tap is None:
         return SocketBackend(path, peer)
     raise ValueError("a net device needs tap=NAME, or socket=PATH and peer=PATH")

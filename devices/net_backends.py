@@ -1,6 +1,7 @@
 """Where the frames of a virtio-net device go to and come from: a tap interface, or a datagram socket.
 
-Both are non-blocking. Frames are Ethernet frames without a check sequence.
+Both are non-blocking. Frames are Ethernet frames without a check sequence. A packet is a frame after its struct
+virtio_net_hdr (`devices.net_header`), which only a tap interface with offloads knows; elsewhere it is `PLAIN`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from devices.errors import DeviceError, InUse, NotPermitted
+from devices.features import has
+from devices.net_config import F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6
+from devices.net_header import HEADER_BYTES, PLAIN
 
 # Ethernet header with one VLAN tag, and the largest MTU there is (virtio 1.3 section 5.1.4.1).
 MAX_FRAME = 18 + 65535
@@ -31,6 +35,10 @@ _CAP_NET_ADMIN = 12  # linux/capability.h
 _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_TUNSETVNETHDRSZ = 0x400454D8
+_TUNSETOFFLOAD = 0x400454D0
+_TUN_F = {F_GUEST_CSUM: 0x01, F_GUEST_TSO4: 0x02, F_GUEST_TSO6: 0x04, F_GUEST_ECN: 0x08}
 
 
 class NetBackend(Protocol):
@@ -39,6 +47,10 @@ class NetBackend(Protocol):
     @property
     def name(self) -> str:
         """What it is, the same each time: "tap vif1.0"."""
+
+    @property
+    def carries_headers(self) -> bool:
+        """Whether the other end knows headers, so that offloads can be offered."""
 
     def check(self) -> None:
         """Looks whether `open` can succeed. Raises DeviceError."""
@@ -52,11 +64,18 @@ class NetBackend(Protocol):
     def fileno(self) -> int:
         """Readable while `receive` has a frame."""
 
-    def receive(self) -> bytes | None:
-        """The next frame, or None if there is none now. Raises OSError if none will ever come."""
+    def set_offloads(self, offloads: int) -> None:
+        """What may be received from now on: a set of VIRTIO_NET_F_GUEST_* bits that keeps their dependencies, empty
+        unless headers are carried. Raises OSError.
+        """
 
-    def send(self, frame: memoryview) -> bool:
-        """False if the frame was dropped. Raises nothing."""
+    def receive(self) -> memoryview | None:
+        """The next packet, or None if there is none now; the caller's to change, until the next call. Raises OSError if
+        none will ever come.
+        """
+
+    def send(self, frame: memoryview, header: bytes = PLAIN) -> bool:
+        """False if the frame was dropped. Raises nothing. `header` is PLAIN unless headers are carried."""
 
 
 def may_make_interfaces() -> bool:
@@ -85,17 +104,25 @@ def _is_ours(interface: Path) -> bool:
 class TapBackend:
     """A tap interface of the host; made by `open` unless it is there, and then gone at `close`. Bringing it up is its
     owner's business.
+
+    offloads  whether packets carry headers between the kernel and the driver
     """
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, *, offloads: bool = False) -> None:
         if not 0 < len(interface) <= _INTERFACE_NAME or not interface.isascii() or set(interface) & set("/: %\n\t"):
             raise ValueError(f"tap={interface} is no interface name of 1 to {_INTERFACE_NAME} characters")
         self._interface = interface
+        self._offloads = offloads
         self._fd = -1
+        self._packet, self._frame = _packet_memory()
 
     @property
     def name(self) -> str:
         return f"tap {self._interface}"
+
+    @property
+    def carries_headers(self) -> bool:
+        return self._offloads
 
     def check(self) -> None:
         if not _TUN.exists():
@@ -120,8 +147,11 @@ class TapBackend:
     def open(self) -> None:
         try:
             self._fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            request = struct.pack("16sH14x", self._interface.encode(), _IFF_TAP | _IFF_NO_PI)
-            fcntl.ioctl(self._fd, _TUNSETIFF, request)
+            flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if self._offloads else 0)
+            fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("16sH14x", self._interface.encode(), flags))
+            if self._offloads:
+                fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
+            self.set_offloads(0)  # an interface that was there keeps what its last user set
         except OSError as error:
             self.close()
             if error.errno == errno.EBUSY:
@@ -131,22 +161,33 @@ class TapBackend:
 
     def close(self) -> None:
         if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self.set_offloads(0)  # the next user of an interface that stays may not know headers
             os.close(self._fd)
             self._fd = -1
 
     def fileno(self) -> int:
         return self._fd
 
-    def receive(self) -> bytes | None:
+    def set_offloads(self, offloads: int) -> None:
+        if self._fd < 0:
+            return
+        fcntl.ioctl(self._fd, _TUNSETOFFLOAD, sum(flag for bit, flag in _TUN_F.items() if has(offloads, bit)))
+
+    def receive(self) -> memoryview | None:
         try:
-            return os.read(self._fd, MAX_FRAME + 1)
+            if self._offloads:
+                return self._packet[: os.readv(self._fd, (self._packet,))]
+            return self._packet[: HEADER_BYTES + os.readv(self._fd, (self._frame,))]
         except BlockingIOError:
             return None
 
-    def send(self, frame: memoryview) -> bool:
+    def send(self, frame: memoryview, header: bytes = PLAIN) -> bool:
         try:
+            if self._offloads:
+                return os.writev(self._fd, (header, frame)) == HEADER_BYTES + len(frame)
             return os.write(self._fd, frame) == len(frame)
-        except OSError:  # the interface is down, or its queue is full
+        except OSError:  # the interface is down, its queue is full, or it has its own mind about the header
             return False
 
 
@@ -173,10 +214,15 @@ class SocketBackend:
         # Not the receiver: connected, it would hear only this one incarnation of its peer.
         self._sender: socket.socket | None = None
         self._congested = False
+        self._packet, self._frame = _packet_memory()
 
     @property
     def name(self) -> str:
         return f"socket {self._path}"
+
+    @property
+    def carries_headers(self) -> bool:
+        return False
 
     def check(self) -> None:
         directory = self._path.parent
@@ -209,15 +255,18 @@ class SocketBackend:
     def fileno(self) -> int:
         return -1 if self._receiver is None else self._receiver.fileno()
 
-    def receive(self) -> bytes | None:
+    def set_offloads(self, offloads: int) -> None:
+        pass
+
+    def receive(self) -> memoryview | None:
         if self._receiver is None:
             return None
         try:
-            return self._receiver.recv(MAX_FRAME + 1)
+            return self._packet[: HEADER_BYTES + self._receiver.recv_into(self._frame)]
         except BlockingIOError:
             return None
 
-    def send(self, frame: memoryview) -> bool:
+    def send(self, frame: memoryview, header: bytes = PLAIN) -> bool:
         # Twice: the peer may have restarted since the last frame, and what we are connected to is gone.
         return self._send_connected(frame) or (self._sender is None and self._send_connected(frame))
 
@@ -285,6 +334,12 @@ class SocketBackend:
                 except ConnectionRefusedError:
                     return True
         return False
+
+
+def _packet_memory() -> tuple[memoryview, memoryview]:
+    """Room for a packet, one byte more than the longest so that what is longer is told from it; and its frame."""
+    packet = memoryview(bytearray(HEADER_BYTES + MAX_FRAME + 1))
+    return packet, packet[HEADER_BYTES:]
 
 
 def _datagram_socket() -> socket.socket:

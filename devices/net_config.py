@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devices.config_space import ConfigSpace, array, le16, le32, u8
-from devices.features import FeatureTable, Requires
+from devices.features import FeatureTable, Requires, mask
 
 # Feature bits, section 5.1.3.
 F_CSUM = 0
@@ -40,6 +40,11 @@ F_RSS = 60
 F_RSC_EXT = 61
 F_STANDBY = 62
 F_SPEED_DUPLEX = 63
+
+# What a backend that carries headers makes possible: checksums and TCP's segments left to the other side, in both
+# directions.
+GUEST_OFFLOADS = mask(F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_ECN)
+OFFLOADS = GUEST_OFFLOADS | mask(F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_ECN, F_CTRL_GUEST_OFFLOADS)
 
 # Values of `status`, `speed` and `duplex`, section 5.1.4.
 S_LINK_UP = 1

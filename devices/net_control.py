@@ -7,12 +7,15 @@ from typing import Protocol
 
 from devices.features import has
 from devices.net_config import (
+    F_CTRL_GUEST_OFFLOADS,
     F_CTRL_MAC_ADDR,
     F_CTRL_RX,
     F_CTRL_RX_EXTRA,
     F_CTRL_VLAN,
     F_GUEST_ANNOUNCE,
     F_MQ,
+    FEATURES,
+    GUEST_OFFLOADS,
 )
 from devices.net_filter import MAX_VLAN, ReceiveFilter
 
@@ -30,6 +33,8 @@ CTRL_ANNOUNCE = 3
 CTRL_ANNOUNCE_ACK = 0
 CTRL_MQ = 4
 CTRL_MQ_VQ_PAIRS_SET = 0
+CTRL_GUEST_OFFLOADS = 5
+CTRL_GUEST_OFFLOADS_SET = 0
 
 # CTRL_RX: the switch of the filter that each command sets.
 RX_MODES = ("promisc", "allmulti", "alluni", "nomulti", "nouni", "nobcast")
@@ -48,6 +53,9 @@ class Controlled(Protocol):
 
     def set_pairs(self, pairs: int) -> bool:
         """Uses the first `pairs` queue pairs; False if there are not so many, or `pairs` is 0."""
+
+    def set_guest_offloads(self, offloads: int) -> bool:
+        """The driver takes frames with these offloads only, VIRTIO_NET_F_GUEST_* bits; False if the host cannot."""
 
 
 def is_unicast(mac: bytes) -> bool:
@@ -68,6 +76,7 @@ class Control:
             CTRL_VLAN: self._vlan,
             CTRL_ANNOUNCE: self._announce,
             CTRL_MQ: self._mq,
+            CTRL_GUEST_OFFLOADS: self._guest_offloads,
         }
 
     def execute(self, command: bytes) -> int:
@@ -123,6 +132,15 @@ class Control:
         if command != CTRL_MQ_VQ_PAIRS_SET or len(data) != 2 or not self._negotiated(F_MQ):
             return False
         return self._device.set_pairs(int.from_bytes(data, "little"))
+
+    def _guest_offloads(self, command: int, data: bytes) -> bool:
+        if command != CTRL_GUEST_OFFLOADS_SET or len(data) != 8 or not self._negotiated(F_CTRL_GUEST_OFFLOADS):
+            return False
+        # The bits are those of the features, and their dependencies are.
+        offloads = int.from_bytes(data, "little")
+        if offloads & ~(self._features & GUEST_OFFLOADS) or FEATURES.unmet(offloads):
+            return False
+        return self._device.set_guest_offloads(offloads)
 
 
 def _addresses(data: bytes, start: int) -> list[bytes] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 
+HEAD_BYTES = 96  # enough for Ethernet with a VLAN tag, IPv4 with all options or IPv6, and ports
 _ENTRIES = 4096
-_HEADERS = 96  # enough for Ethernet with a VLAN tag, IPv4 with all options or IPv6, and ports
 _UNKNOWN = 0xFFFF
 _VLAN_TAG = b"\x81\x00"
 _IPV4 = b"\x08\x00"
@@ -21,11 +21,11 @@ class FlowTable:
 
     def learn(self, frame: memoryview, pair: int) -> None:
         """The driver transmitted `frame` on queue pair `pair`, counted from 0."""
-        self._pairs[_flow(bytes(frame[:_HEADERS])) % _ENTRIES] = pair
+        self._pairs[_flow(bytes(frame[:HEAD_BYTES])) % _ENTRIES] = pair
 
     def choose(self, frame: bytes, pairs: int) -> int:
-        """The queue pair, below `pairs`, for a received frame."""
-        flow = _flow(frame[:_HEADERS])
+        """The queue pair, below `pairs`, for a received frame, of which the first HEAD_BYTES are enough."""
+        flow = _flow(frame[:HEAD_BYTES])
         pair = self._pairs[flow % _ENTRIES]
         return pair if pair < pairs else flow % pairs
 

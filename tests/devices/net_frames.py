@@ -31,6 +31,51 @@ def udp6(to: bytes, source: tuple[bytes, int], target: tuple[bytes, int]) -> byt
     return to + OTHER + b"\x86\xdd" + ip + struct.pack("!HHHH", source[1], target[1], 8, 0)
 
 
+def tcp4(to: bytes, payload: bytes, sender: bytes = OTHER, vlan: int | None = None, options: int = 0) -> bytes:
+    """A frame whose TCP checksum is not complete: behind 34 bytes, a VLAN tag and IPv4 `options`, there is TCP."""
+    tag = b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2, "big")
+    size = 20 + options
+    addresses = b"\x0a\x63\0\1\x0a\x63\0\2"
+    ip = struct.pack("!BBHHHBBH", 0x40 | size // 4, 0, size + 20 + len(payload), 0, 0, 64, 6, 0)
+    ip += addresses + b"\1" * options
+    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+    return to + sender + tag + b"\x08\x00" + ip + _tcp(addresses, len(payload)) + payload
+
+
+def tcp6(to: bytes, payload: bytes, sender: bytes = OTHER, extension: bytes = b"") -> bytes:
+    """The same over IPv6; behind 54 bytes and `extension` there is TCP."""
+    addresses = b"\xfe\x80" + bytes(13) + b"\1" + b"\xfe\x80" + bytes(13) + b"\2"
+    ip = struct.pack("!IHBB", 6 << 28, len(extension) + 20 + len(payload), 60 if extension else 6, 64) + addresses
+    return to + sender + b"\x86\xdd" + ip + extension + _tcp(addresses, len(payload)) + payload
+
+
+def _tcp(addresses: bytes, payload: int) -> bytes:
+    """Its checksum is that of the pseudo header."""
+    begun = ~checksum(addresses + struct.pack("!HH", 6, 20 + payload)) & 0xFFFF
+    return struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 5 << 4, 0x10, 1000, begun, 0)
+
+
+def checksum(data: bytes) -> int:
+    """Of the Internet (RFC 1071); 0 over what contains a right one."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def header(
+    flags: int = 0,
+    gso_type: int = 0,
+    hdr_len: int = 0,
+    gso_size: int = 0,
+    start: int = 0,
+    offset: int = 0,
+    buffers: int = 0,
+) -> bytes:
+    """struct virtio_net_hdr_v1."""
+    return struct.pack("<BBHHHHH", flags, gso_type, hdr_len, gso_size, start, offset, buffers)
+
+
 class Cable:
     """The peer of a device with a socket backend."""
 

@@ -19,6 +19,7 @@ from devices.net_config import (
     F_CTRL_VQ,
     F_MAC,
     F_MQ,
+    GUEST_OFFLOADS,
     S_LINK_UP,
 )
 from devices.net_control import Control
@@ -257,6 +258,9 @@ class Board:
 
     def set_pairs(self, pairs: int) -> bool:
         return 1 <= pairs <= 4
+
+    def set_guest_offloads(self, offloads: int) -> bool:
+        return offloads & ~GUEST_OFFLOADS == 0
 
 
 @given(st.lists(st.binary(max_size=60), max_size=20), st.binary(min_size=14, max_size=30))

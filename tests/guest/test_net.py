@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from guest.device import bits
 from guest.errors import ConfigRefused, Unsupported
 from guest.hypervisor import Domain, open_local
 from guest.net import CTRL_VLAN, CTRL_VQ, MQ, MRG_RXBUF, MTU, SPEED_DUPLEX, NetDevice, RxMode
+from tests.devices.net_frames import checksum, header, tcp4
+from tests.devices.net_taps import ETH_IP, host_of, tap_interface
 from tests.guest.conftest import Emulator, StartEmulator
 
 Toolstack = Callable[..., None]
@@ -61,6 +64,27 @@ def test_a_speed_that_the_host_does_not_say_is_none(emulator: StartEmulator, dom
     with NetDevice(domain, 0) as nic:
         assert nic.has(SPEED_DUPLEX)
         assert nic.speed is None
+
+
+@pytest.mark.root
+def test_a_tap_with_offloads_gives_this_driver_whole_frames(emulator: StartEmulator, domain: Domain) -> None:
+    with tap_interface() as interface:
+        emulator(f"net,tap={interface},mac={MACS[0].hex(':')}")
+        with NetDevice(domain, 0) as nic, host_of(interface, ETH_IP) as host:
+            data = tcp4(MACS[0], random.Random(0).randbytes(4000))
+            host.send(header(1, 1, 54, 1446, 34, 16)[:10] + data)
+            frames: list[bytes] = []
+            while len(frames) < 3:
+                received = nic.receive(timeout=10)
+                assert received is not None
+                if received[12:14] == b"\x08\x00":
+                    frames.append(received)
+            assert b"".join(each[54:] for each in frames) == data[54:]
+            for each in frames:
+                assert checksum(each[26:34] + struct.pack("!HH", 6, len(each) - 34) + each[34:]) == 0
+            sent = tcp4(MACS[1], bytes(1000), sender=MACS[0])
+            nic.send(sent)
+            assert host.recv(1 << 17) == bytes(10) + sent
 
 
 @pytest.mark.parametrize("refuse", [0, bits(MRG_RXBUF), bits(CTRL_VQ)], ids=["all", "not mergeable", "no control"])

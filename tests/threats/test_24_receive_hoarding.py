@@ -79,20 +79,24 @@ def test_one_turn_of_the_loop_takes_a_bounded_number_of_frames(
 ) -> None:
     """The rest waits in the host's queue, which is bounded, while the device looks at its other work."""
     taken = 0
+    packet = memoryview(bytearray(12) + FRAME)
 
-    def endless(_: object) -> bytes:
+    def endless(_: object) -> memoryview:
         nonlocal taken
         taken += 1
-        return FRAME
+        return packet
 
     monkeypatch.setattr("devices.net_backends.SocketBackend.receive", endless)
     driver.net._receive()
     assert taken == 64
+    packet, taken = memoryview(bytearray(12) + frame(payload=bytes(65000))), 0
+    driver.net._receive()
+    assert taken == 5, "256 KiB"
 
 
 def test_a_start_under_a_flood_ends(driver: NetDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.reset()
-    monkeypatch.setattr("devices.net_backends.SocketBackend.receive", lambda _: FRAME)
+    monkeypatch.setattr("devices.net_backends.SocketBackend.receive", lambda _: memoryview(bytearray(12) + FRAME))
     driver.start()
 
 
