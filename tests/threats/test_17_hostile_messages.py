@@ -117,7 +117,7 @@ def refuse_or_answer(backend: Backend, request: bytes) -> None:
     assert (kind, msg_id, device, token, size) == (1, asked[1], 0, asked[3], len(answer))
 
 
-@pytest.mark.slow
+@pytest.mark.many
 @pytest.mark.parametrize("make", [make_blk, make_net, make_rng], ids=["blk", "net", "rng"])
 def test_a_million_hostile_messages_leave_the_device_as_it_was(
     make: object, directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

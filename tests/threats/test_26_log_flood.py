@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import pytest
+
 from cpp_ring import ChannelError
 from devices import Device, RequestError
 from emulator.dispatch import Dispatch
@@ -23,6 +25,7 @@ class Records(logging.Handler):
         self.count += 1
 
 
+@pytest.mark.many
 def test_a_million_bad_requests_are_five_lines() -> None:
     log = logging.getLogger("virtio-dm flood")
     log.propagate = False
