@@ -56,7 +56,6 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the bench needs two cores")
 def test_a_run_gives_every_row_as_table_json_and_plot(tmp_path: Path) -> None:
     done = bench("--count", "1000", "--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.svg"))
@@ -92,8 +91,8 @@ def test_a_run_gives_every_row_as_table_json_and_plot(tmp_path: Path) -> None:
         (("--hypervisor", "xen", "--domid", "3", "--guest", " "), "the command is empty"),
         (("--hypervisor", "xen", "--domid", "3", "--guest", "ssh 'domu"), "is no command"),
         (("--hypervisor", "xen", "--domid", "0", "--guest", "ssh domu"), "domid"),
-        (("--hypervisor", "local", "--domid", "3"), "--domid and --guest are for --hypervisor xen"),
-        (("--hypervisor", "local", "--guest", "ssh domu"), "--domid and --guest are for --hypervisor xen"),
+        (("--hypervisor", "local", "--domid", "3"), "--domid, --guest and --module are for --hypervisor xen"),
+        (("--hypervisor", "local", "--guest", "ssh domu"), "--domid, --guest and --module are for --hypervisor xen"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_measured(arguments: tuple[str, ...], says: str) -> None:
@@ -202,6 +201,7 @@ def test_memory_too_small_for_a_ping_pong_is_refused(memory: bytearray | memoryv
         (123_456, "ns", "123 us"),
         (2_500_000_000, "ns", "2.5 s"),
         (12_345_678, "bytes", "12.3 MB"),
+        (999_000_000, "B/s", "999 MB/s"),
     ],
 )
 def test_figures_are_written_for_people(value: int, unit: str, text: str) -> None:
@@ -255,6 +255,28 @@ def test_targets_on_xen_are_those_of_its_own_peers() -> None:
         "config.get / peer.xenvchan.awake": False,
         "config.get.asleep / peer.xenvchan.asleep": True,
         "probe.blk / (20 accesses x config.get)": False,
+    }
+
+
+def test_targets_of_a_guests_kernel_are_against_the_same_row_of_its_peer() -> None:
+    rows = {
+        entry.name: entry
+        for entry in (
+            row("guest.probe", 1),
+            row("guest.read.4k.d1", 110),
+            row("peer.blkback.read.4k.d1", 100),
+            row("peer.qdisk.read.4k.d1", 200),
+            row("guest.write.64k", 390, unit="B/s"),
+            row("peer.qdisk.write.64k", 200, unit="B/s"),
+            row("guest.tcp.stream", 60, unit="B/s"),
+            row("peer.netback.tcp.stream", 100, unit="B/s"),
+        )
+    }
+    assert {target.text: target.met for target in targets(rows)} == {
+        "guest.read.4k.d1 / peer.qdisk.read.4k.d1": False,
+        "guest.read.4k.d1 / peer.blkback.read.4k.d1": True,
+        "guest.write.64k / peer.qdisk.write.64k": False,
+        "guest.tcp.stream / peer.netback.tcp.stream": True,
     }
 
 
