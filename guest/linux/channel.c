@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The config channel: one request in fe-to-be, one answer in be-to-fe (docs/protocol.md section 1). Everything in
- * be-to-fe is read once, checked, and may be a lie.
+ * The config channel: one request in fe-to-be, one answer in be-to-fe (docs/protocol.md section 1).
+ * Everything in be-to-fe is read once, checked, and may be a lie.
  */
 #include <linux/delay.h>
 #include <linux/ktime.h>
@@ -11,9 +11,15 @@
 #include "trace.h"
 #include "vmsgx.h"
 
-/* A sleeper looks at the backend's live byte at least this often, for one that died without an event. */
+/*
+ * A sleeper looks at the backend's live byte at least this often, for one that died without an
+ * event.
+ */
 #define LONGEST_SLEEP (HZ / 10)
-/* Milliseconds that a driver's call waits for a backend that is away: an emulator that is started again. */
+/*
+ * Milliseconds that a driver's call waits for a backend that is away: an emulator that is started
+ * again.
+ */
 #define ABSENCE_MS 10000
 #define SPINS_BETWEEN_LOOKS 64
 
@@ -79,10 +85,11 @@ bool vmsgx_channel_free(struct vmsgx_device *dev)
 bool vmsgx_backend_alive(const struct vmsgx_device *dev)
 {
 	/*
-	 * Partner: the backend's release store of 0; what it wrote before, an answer perhaps, is seen with its death.
-	 * After a restore the page is as it was, and nobody is there.
+	 * Partner: the backend's release store of 0; what it wrote before, an answer perhaps, is
+	 * seen with its death. After a restore the page is as it was, and nobody is there.
 	 */
-	return dev->be && !READ_ONCE(dev->resumed) && virt_load_acquire(&dev->be->header.live) != VMSG_XEN_DEAD;
+	return dev->be && !READ_ONCE(dev->resumed) &&
+	       virt_load_acquire(&dev->be->header.live) != VMSG_XEN_DEAD;
 }
 
 /* The backend's mirror of the device status. */
@@ -131,16 +138,21 @@ static bool sleep(struct vmsgx_device *dev, ktime_t deadline)
 
 	do {
 		WRITE_ONCE(dev->fe->header.fe_waiting, cpu_to_le32(1));
-		/* Partner: the backend's fence after its answer. Either we see that or it sees our waiting word. */
+		/*
+		 * Partner: the backend's fence after its answer. Either we see that or it sees our
+		 * waiting word.
+		 */
 		virt_mb();
-		wait_event_timeout(dev->wait, arrived(dev) || !vmsgx_backend_alive(dev), LONGEST_SLEEP);
+		wait_event_timeout(dev->wait, arrived(dev) || !vmsgx_backend_alive(dev),
+				   LONGEST_SLEEP);
 		WRITE_ONCE(dev->fe->header.fe_waiting, cpu_to_le32(0));
 		there = arrived(dev);
 	} while (!there && vmsgx_backend_alive(dev) && ktime_before(ktime_get(), deadline));
 	return there || arrived(dev);
 }
 
-static void publish(struct vmsgx_device *dev, u8 msg_id, u16 token, const void *payload, size_t size)
+static void publish(struct vmsgx_device *dev, u8 msg_id, u16 token, const void *payload,
+		    size_t size)
 {
 	const struct vmsg_header header = {
 		.msg_id = msg_id,
@@ -154,14 +166,18 @@ static void publish(struct vmsgx_device *dev, u8 msg_id, u16 token, const void *
 	WRITE_ONCE(slot->size, cpu_to_le32(sizeof(header) + size));
 	/* Partner: the backend's acquire load of seq. */
 	virt_store_release(&slot->seq, cpu_to_le32(++dev->seq));
-	/* Partner: the backend's fence before it sleeps. Either it sees this request or we see its waiting word. */
+	/*
+	 * Partner: the backend's fence before it sleeps. Either it sees this request or we see its
+	 * waiting word.
+	 */
 	virt_mb();
 	if (READ_ONCE(dev->be->header.be_waiting))
 		notify_remote_via_irq(dev->irq);
 }
 
 /* The size of the answer's payload, which is copied to @answer once; -EPROTO for a lie. */
-static int take_answer(struct vmsgx_device *dev, u8 msg_id, u16 token, void *answer, size_t capacity)
+static int take_answer(struct vmsgx_device *dev, u8 msg_id, u16 token, void *answer,
+		       size_t capacity)
 {
 	struct vmsg_header header;
 	u32 size = le32_to_cpu(READ_ONCE(dev->be->answer.size));
@@ -172,8 +188,8 @@ static int take_answer(struct vmsgx_device *dev, u8 msg_id, u16 token, void *ans
 	memcpy(dev->message, dev->be->answer.message, size);
 	memcpy(&header, dev->message, sizeof(header));
 	size -= sizeof(header);
-	if ((header.type & (VMSG_TYPE_RESPONSE | VMSG_TYPE_BUS)) != VMSG_TYPE_RESPONSE || header.dev_num ||
-	    header.msg_id != msg_id || le16_to_cpu(header.token) != token ||
+	if ((header.type & (VMSG_TYPE_RESPONSE | VMSG_TYPE_BUS)) != VMSG_TYPE_RESPONSE ||
+	    header.dev_num || header.msg_id != msg_id || le16_to_cpu(header.token) != token ||
 	    le16_to_cpu(header.msg_size) != size + sizeof(header) || size > capacity)
 		return -EPROTO;
 	if (size)
@@ -182,13 +198,15 @@ static int take_answer(struct vmsgx_device *dev, u8 msg_id, u16 token, void *ans
 }
 
 /*
- * One request and its answer: at most vmsgx_timeout_ms. Under vmsgx_device.lock, in a context that may sleep.
+ * One request and its answer: at most vmsgx_timeout_ms. Under vmsgx_device.lock, in a context that
+ * may sleep.
  *
- * Returns the size of the answer's payload. -ENOTCONN: the backend is away. Gives the device up, and returns
- * -ETIMEDOUT if no answer came or -EPROTO if it was none. -ENODEV: the device was given up before.
+ * Returns the size of the answer's payload. -ENOTCONN: the backend is away. Gives the device up,
+ * and returns -ETIMEDOUT if no answer came or -EPROTO if it was none. -ENODEV: the device was given
+ * up before.
  */
-int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, size_t size, void *answer,
-		   size_t capacity)
+int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, size_t size,
+		   void *answer, size_t capacity)
 {
 	ktime_t start = ktime_get();
 	ktime_t deadline = ktime_add_ms(start, vmsgx_timeout_ms);
@@ -206,7 +224,8 @@ int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, siz
 	token = dev->epoch << 8 | ((dev->seq + 1) & 0xff);
 	trace_vmsgx_request(dev->xdev->nodename, msg_id, token, size);
 	publish(dev, msg_id, token, payload, size);
-	if (!spin(dev, min_t(ktime_t, ktime_add_us(start, vmsgx_spin_us), deadline)) && !sleep(dev, deadline)) {
+	if (!spin(dev, min_t(ktime_t, ktime_add_us(start, vmsgx_spin_us), deadline)) &&
+	    !sleep(dev, deadline)) {
 		if (!vmsgx_backend_alive(dev)) {
 			vmsgx_lost(dev);
 			return -ENOTCONN;
@@ -216,16 +235,19 @@ int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, siz
 		return -ETIMEDOUT;
 	}
 	got = take_answer(dev, msg_id, token, answer, capacity);
-	trace_vmsgx_answer(dev->xdev->nodename, msg_id, token, got, ktime_to_ns(ktime_sub(ktime_get(), start)));
+	trace_vmsgx_answer(dev->xdev->nodename, msg_id, token, got,
+			   ktime_to_ns(ktime_sub(ktime_get(), start)));
 	if (got < 0)
 		vmsgx_give_up(dev, "the backend's answer is none to the request");
 	else if (msg_id == VMSG_SET_DEVICE_STATUS && !((const struct vmsg_status *)payload)->status)
-		dev->epoch = dev->epoch == 0xff ? 1 : dev->epoch + 1;	/* answers from before a reset are stale */
+		/* Answers from before a reset are stale. */
+		dev->epoch = dev->epoch == 0xff ? 1 : dev->epoch + 1;
 	return got;
 }
 
 /*
- * Takes vmsgx_device.lock with the device connected. -ENODEV: it was given up. -ETIMEDOUT: its backend stays away.
+ * Takes vmsgx_device.lock with the device connected. -ENODEV: it was given up. -ETIMEDOUT: its
+ * backend stays away.
  */
 int vmsgx_lock_up(struct vmsgx_device *dev)
 {
@@ -240,7 +262,8 @@ int vmsgx_lock_up(struct vmsgx_device *dev)
 		mutex_unlock(&dev->lock);
 		if (time_after_eq(jiffies, deadline))
 			return -ETIMEDOUT;
-		wait_event_timeout(dev->wait, READ_ONCE(dev->up) || READ_ONCE(dev->dead), deadline - jiffies);
+		wait_event_timeout(dev->wait, READ_ONCE(dev->up) || READ_ONCE(dev->dead),
+				   deadline - jiffies);
 	}
 }
 
@@ -251,9 +274,9 @@ irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque)
 	bool news = READ_ONCE(dev->fe->header.fe_waiting);
 
 	wake_up_all(&dev->wait);
-	if (READ_ONCE(dev->up) &&
-	    (!vmsgx_backend_alive(dev) || vmsgx_generation(dev) != READ_ONCE(dev->seen_generation) ||
-	     vmsgx_device_status(dev) & VIRTIO_CONFIG_S_NEEDS_RESET)) {
+	if (READ_ONCE(dev->up) && (!vmsgx_backend_alive(dev) ||
+				   vmsgx_generation(dev) != READ_ONCE(dev->seen_generation) ||
+				   vmsgx_device_status(dev) & VIRTIO_CONFIG_S_NEEDS_RESET)) {
 		queue_work(vmsgx_workqueue, &dev->state_work);
 		news = true;
 	}

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The virtio device: what a driver may ask of its transport. All of it may sleep but notify, which is in relay.c. */
+/*
+ * The virtio device: what a driver may ask of its transport. All of it may sleep but notify, which
+ * is in relay.c.
+ */
 #include <linux/virtio_ids.h>
 
 #include "vmsgx.h"
 
-/* Feature bits between the driver and its ring that the relay keeps to itself, or could not relay. */
-#define NOT_FOR_DRIVER                                                                                        \
-	(BIT_ULL(VIRTIO_RING_F_EVENT_IDX) | BIT_ULL(VIRTIO_F_RING_PACKED) | BIT_ULL(VIRTIO_F_IN_ORDER) | \
-	 BIT_ULL(NOTIFICATION_DATA))
+/*
+ * Feature bits between the driver and its ring that the relay keeps to itself, or could not relay.
+ */
+#define NOT_FOR_DRIVER \
+	(BIT_ULL(VIRTIO_RING_F_EVENT_IDX) | BIT_ULL(VIRTIO_F_RING_PACKED) | \
+	 BIT_ULL(VIRTIO_F_IN_ORDER) | BIT_ULL(NOTIFICATION_DATA))
 #define NOTIFICATION_DATA 38
 
 /* A call that found its backend gone is made again when it is back: this often. */
 #define ATTEMPTS 3
 
-/* Makes @call, an expression that is 0 or an error, under vmsgx_device.lock with the device connected. */
+/*
+ * Makes @call, an expression that is 0 or an error, under vmsgx_device.lock with the device
+ * connected.
+ */
 #define CALL_CONNECTED(dev, call)						\
 ({										\
 	unsigned int attempt_ = 0;						\
@@ -30,8 +38,9 @@
 })
 
 /*
- * Does the specification make this device type's config space plain memory, whose every change moves the generation?
- * Only then may a value be remembered. Others may have fields that are computed when they are read.
+ * Does the specification make this device type's config space plain memory, whose every change
+ * moves the generation? Only then may a value be remembered. Others may have fields that are
+ * computed when they are read.
  */
 static bool plain_memory(const struct vmsgx_device *dev)
 {
@@ -52,10 +61,12 @@ static bool in_config(const struct vmsgx_device *dev, unsigned int offset, unsig
 }
 
 /* All of it at once: a MAC address costs one exchange, not eight. */
-static int read_cached(struct vmsgx_device *dev, unsigned int offset, void *data, unsigned int length)
+static int read_cached(struct vmsgx_device *dev, unsigned int offset, void *data,
+		       unsigned int length)
 {
 	if (!dev->cache_valid || dev->cache_generation != vmsgx_generation(dev)) {
-		int err = vmsgx_get_config(dev, 0, dev->cache, dev->info.config_size, &dev->cache_generation);
+		int err = vmsgx_get_config(dev, 0, dev->cache, dev->info.config_size,
+					   &dev->cache_generation);
 
 		dev->cache_valid = !err;
 		if (err)
@@ -66,7 +77,8 @@ static int read_cached(struct vmsgx_device *dev, unsigned int offset, void *data
 	return 0;
 }
 
-static int read_config(struct vmsgx_device *dev, unsigned int offset, void *data, unsigned int length)
+static int read_config(struct vmsgx_device *dev, unsigned int offset, void *data,
+		       unsigned int length)
 {
 	int err = 0;
 
@@ -113,11 +125,13 @@ static void get(struct virtio_device *vdev, unsigned int offset, void *data, uns
 		return;
 	memset(data, 0, length);
 	if (err != -ENODEV)
-		dev_warn_ratelimited(&vdev->dev, "%u bytes of config space at %u cannot be read: %d\n", length, offset,
-				     err);
+		dev_warn_ratelimited(&vdev->dev,
+				     "%u bytes of config space at %u cannot be read: %d\n", length,
+				     offset, err);
 }
 
-static int write_config(struct vmsgx_device *dev, unsigned int offset, const void *data, unsigned int length)
+static int write_config(struct vmsgx_device *dev, unsigned int offset, const void *data,
+			unsigned int length)
 {
 	int err = 0;
 
@@ -137,7 +151,8 @@ static int write_config(struct vmsgx_device *dev, unsigned int offset, const voi
 	return err;
 }
 
-static void set(struct virtio_device *vdev, unsigned int offset, const void *data, unsigned int length)
+static void set(struct virtio_device *vdev, unsigned int offset, const void *data,
+		unsigned int length)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
 	int err = -EINVAL;
@@ -145,8 +160,9 @@ static void set(struct virtio_device *vdev, unsigned int offset, const void *dat
 	if (in_config(dev, offset, length))
 		err = CALL_CONNECTED(dev, write_config(dev, offset, data, length));
 	if (err && err != -ENODEV)
-		dev_warn_ratelimited(&vdev->dev, "%u bytes of config space at %u cannot be written: %d\n", length,
-				     offset, err);
+		dev_warn_ratelimited(&vdev->dev,
+				     "%u bytes of config space at %u cannot be written: %d\n",
+				     length, offset, err);
 }
 
 static u32 generation(struct virtio_device *vdev)
@@ -270,7 +286,8 @@ static bool get_shm_region(struct virtio_device *vdev, struct virtio_shm_region 
 	if (vmsgx_lock_up(dev))
 		return false;
 	if (!vmsgx_get_shm(dev, id, &length) && length)
-		dev_warn(&vdev->dev, "shared memory region %u of %llu bytes cannot be mapped\n", id, length);
+		dev_warn(&vdev->dev, "shared memory region %u of %llu bytes cannot be mapped\n", id,
+			 length);
 	mutex_unlock(&dev->lock);
 	return false;
 }
@@ -304,11 +321,13 @@ static int restore_status(struct vmsgx_device *dev, u32 status)
 }
 
 /*
- * Brings a device that was reset, or is another one with the same name, to where its driver believes it to be, and
- * gives it again what it had not completed. Under vmsgx_device.lock. -EINVAL: it is not the device it was.
+ * Brings a device that was reset, or is another one with the same name, to where its driver
+ * believes it to be, and gives it again what it had not completed. Under vmsgx_device.lock.
+ * -EINVAL: it is not the device it was.
  */
 int vmsgx_restore(struct vmsgx_device *dev)
 {
+	const u8 before_features = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
 	u8 wanted = dev->status;
 	unsigned int i;
 	u64 offered;
@@ -320,7 +339,7 @@ int vmsgx_restore(struct vmsgx_device *dev)
 		return err;
 	err = restore_status(dev, wanted & VIRTIO_CONFIG_S_ACKNOWLEDGE);
 	if (!err && wanted & VIRTIO_CONFIG_S_DRIVER)
-		err = restore_status(dev, wanted & (VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER));
+		err = restore_status(dev, wanted & before_features);
 	if (!err && dev->features_written) {
 		err = vmsgx_get_features(dev, &offered);
 		if (!err && dev->features & ~offered)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The connection's life: the states of docs/protocol.md section 4, as far as they are the frontend's. The backend may
- * die and come back at any time; the virtio device, once there, stays until it is unplugged.
+ * The connection's life: the states of docs/protocol.md section 4, as far as they are the
+ * frontend's. The backend may die and come back at any time; the virtio device, once there, stays
+ * until it is unplugged.
  */
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -50,7 +51,8 @@ void vmsgx_give_up(struct vmsgx_device *dev, const char *why)
 		code = le32_to_cpu(virt_load_acquire(&dev->be->header.error_code));
 		detail = le32_to_cpu(READ_ONCE(dev->be->header.error_detail));
 	}
-	dev_err(&dev->xdev->dev, "%s (its last objection: %u, %u); the device is broken\n", why, code, detail);
+	dev_err(&dev->xdev->dev, "%s (its last objection: %u, %u); the device is broken\n", why,
+		code, detail);
 	end(dev);
 }
 
@@ -136,10 +138,12 @@ static int offer(struct vmsgx_device *dev)
 	if (!speaks_our_version(dev))
 		return -EPROTONOSUPPORT;
 	if (!dev->queues) {
-		unsigned int queues = min_t(unsigned int, xenbus_read_unsigned(backend, "max-queues", 0),
-					    VMSGX_MAX_QUEUES);
+		unsigned int queues =
+			min_t(unsigned int, xenbus_read_unsigned(backend, "max-queues", 0),
+			      VMSGX_MAX_QUEUES);
 
-		err = vmsgx_queues_alloc(dev, xenbus_read_unsigned(backend, "device-id", 0), queues);
+		err = vmsgx_queues_alloc(dev, xenbus_read_unsigned(backend, "device-id", 0),
+					 queues);
 		if (err)
 			return err;
 	}
@@ -178,7 +182,8 @@ static int identify(struct vmsgx_device *dev)
 
 	if (err)
 		return err;
-	if (dev->known && (info.device_id != dev->info.device_id || info.config_size != dev->info.config_size))
+	if (dev->known &&
+	    (info.device_id != dev->info.device_id || info.config_size != dev->info.config_size))
 		return -EINVAL;
 	dev->info = info;
 	dev->known = true;
@@ -267,7 +272,10 @@ static void begin_again(struct vmsgx_device *dev)
 			return;
 		}
 	}
-	/* Written even if it is what we wrote last: a driver in user space may have had the device meanwhile. */
+	/*
+	 * Written even if it is what we wrote last: a driver in user space may have had the device
+	 * meanwhile.
+	 */
 	dev->xdev->state = XenbusStateUnknown;
 	xenbus_switch_state(dev->xdev, XenbusStateInitialising);
 }
@@ -275,7 +283,10 @@ static void begin_again(struct vmsgx_device *dev)
 static void unplug(struct vmsgx_device *dev)
 {
 	dev->unplugged = true;
-	/* Its driver may wait for requests: they come back from a backend that lives, else not at all. */
+	/*
+	 * Its driver may wait for requests: they come back from a backend that lives, else not at
+	 * all.
+	 */
 	if (!READ_ONCE(dev->up) && !dev->dead)
 		end(dev);
 	queue_work(vmsgx_workqueue, &dev->bus_work);
@@ -309,7 +320,8 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 			end(dev);
 		return;
 	}
-	if (dev->dead && state != XenbusStateUnknown && state != XenbusStateClosing && state != XenbusStateClosed)
+	if (dev->dead && state != XenbusStateUnknown && state != XenbusStateClosing &&
+	    state != XenbusStateClosed)
 		return;
 	switch (state) {
 	case XenbusStateInitWait:
@@ -341,7 +353,10 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 	}
 }
 
-/* Brings the connection to where the backend wants it. Waits for the backend's answers, never for the driver. */
+/*
+ * Brings the connection to where the backend wants it. Waits for the backend's answers, never for
+ * the driver.
+ */
 void vmsgx_state_work(struct work_struct *work)
 {
 	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, state_work);
@@ -365,10 +380,14 @@ void vmsgx_state_work(struct work_struct *work)
 	memalloc_noio_restore(flags);
 }
 
-/* What no watch tells: a backend that has not seen our offer, or that died while its device was unplugged. */
+/*
+ * What no watch tells: a backend that has not seen our offer, or that died while its device was
+ * unplugged.
+ */
 void vmsgx_retry_work(struct work_struct *work)
 {
-	struct vmsgx_device *dev = container_of(to_delayed_work(work), struct vmsgx_device, retry_work);
+	struct vmsgx_device *dev =
+		container_of(to_delayed_work(work), struct vmsgx_device, retry_work);
 
 	mutex_lock(&dev->lock);
 	if (dev->offered && !dev->met && !dev->removing &&
@@ -423,7 +442,10 @@ static void unregister_device(struct vmsgx_device *dev)
 	put_device(&virtio->vdev.dev);
 }
 
-/* Drivers come and go here, and wait for what they like: it is state_work that keeps them from waiting for ever. */
+/*
+ * Drivers come and go here, and wait for what they like: it is state_work that keeps them from
+ * waiting for ever.
+ */
 void vmsgx_bus_work(struct work_struct *work)
 {
 	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, bus_work);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * DMA operations of the virtio devices: the "bus address" of a buffer is its physical address, for the relay only.
- * What the backend sees are grant-DMA addresses in the arena, see payload.c: no page of a driver is ever granted.
+ * DMA operations of the virtio devices: the "bus address" of a buffer is its physical address, for
+ * the relay only. What the backend sees are grant-DMA addresses in the arena, see payload.c: no
+ * page of a driver is ever granted.
  */
 #include <linux/dma-map-ops.h>
 #include <linux/dma-mapping.h>
@@ -14,19 +15,19 @@ struct page *vmsgx_dma_page(dma_addr_t address)
 	return pfn_to_page(PHYS_PFN(address));
 }
 
-static dma_addr_t map_page(struct device *device, struct page *page, unsigned long offset, size_t size,
-			   enum dma_data_direction direction, unsigned long attributes)
+static dma_addr_t map_page(struct device *device, struct page *page, unsigned long offset,
+			   size_t size, enum dma_data_direction direction, unsigned long attributes)
 {
 	return page_to_phys(page) + offset;
 }
 
-static void unmap_page(struct device *device, dma_addr_t address, size_t size, enum dma_data_direction direction,
-		       unsigned long attributes)
+static void unmap_page(struct device *device, dma_addr_t address, size_t size,
+		       enum dma_data_direction direction, unsigned long attributes)
 {
 }
 
-static int map_sg(struct device *device, struct scatterlist *list, int count, enum dma_data_direction direction,
-		  unsigned long attributes)
+static int map_sg(struct device *device, struct scatterlist *list, int count,
+		  enum dma_data_direction direction, unsigned long attributes)
 {
 	struct scatterlist *entry;
 	int i;
@@ -60,7 +61,10 @@ static void free_memory(struct device *device, size_t size, void *memory, dma_ad
 	free_pages_exact(memory, size);
 }
 
-/* A driver that asks is able to split its requests, and a chain of 256 such pieces must fit into a queue's pool. */
+/*
+ * A driver that asks is able to split its requests, and a chain of 256 such pieces must fit into a
+ * queue's pool.
+ */
 static size_t max_mapping_size(struct device *device)
 {
 	struct vmsgx_device *dev = dev_get_drvdata(device);

@@ -22,10 +22,11 @@ static void free_pages_of(struct vmsgx_grants *grants)
 }
 
 /*
- * Grants @count zeroed pages to @backend. References are consecutive, since an address names the first one only
- * (docs/protocol.md section 3).
+ * Grants @count zeroed pages to @backend. References are consecutive, since an address names the
+ * first one only (docs/protocol.md section 3).
  */
-int vmsgx_grants_alloc(struct vmsgx_grants *grants, domid_t backend, unsigned int count, bool readonly)
+int vmsgx_grants_alloc(struct vmsgx_grants *grants, domid_t backend, unsigned int count,
+		       bool readonly)
 {
 	unsigned int i;
 	int err;
@@ -64,19 +65,23 @@ fail:
 	return err;
 }
 
-/* Writes the entries of the grant table, again after a restore: the table is another one then, and empty. */
+/*
+ * Writes the entries of the grant table, again after a restore: the table is another one then, and
+ * empty.
+ */
 void vmsgx_grants_renew(struct vmsgx_grants *grants, domid_t backend)
 {
 	unsigned int i;
 
 	for (i = 0; i < grants->count; i++)
-		gnttab_grant_foreign_access_ref(grants->first + i, backend, xen_page_to_gfn(grants->pages[i]),
+		gnttab_grant_foreign_access_ref(grants->first + i, backend,
+						xen_page_to_gfn(grants->pages[i]),
 						grants->readonly);
 }
 
 /*
- * Withdraws the pages. A page that the backend keeps mapped stays allocated until it lets go: the grant table's own
- * deferral frees it. Returns whether the backend had let go of all. Sleeps.
+ * Withdraws the pages. A page that the backend keeps mapped stays allocated until it lets go: the
+ * grant table's own deferral frees it. Returns whether the backend had let go of all. Sleeps.
  */
 bool vmsgx_grants_free(struct vmsgx_grants *grants)
 {
@@ -90,7 +95,8 @@ bool vmsgx_grants_free(struct vmsgx_grants *grants)
 	for (i = 0; i < grants->count; i++) {
 		bool ended;
 
-		while (!(ended = gnttab_try_end_foreign_access(grants->first + i)) && waited < PATIENCE_MS) {
+		while (!(ended = gnttab_try_end_foreign_access(grants->first + i)) &&
+		       waited < PATIENCE_MS) {
 			msleep(20);
 			waited += 20;
 		}

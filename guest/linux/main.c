@@ -8,7 +8,8 @@
 
 unsigned int vmsgx_timeout_ms = 2000;
 module_param_named(timeout_ms, vmsgx_timeout_ms, uint, 0644);
-MODULE_PARM_DESC(timeout_ms, "Milliseconds that a backend which runs has for an answer (default: 2000)");
+MODULE_PARM_DESC(timeout_ms,
+		 "Milliseconds that a backend which runs has for an answer (default: 2000)");
 
 unsigned int vmsgx_spin_us = 50;
 module_param_named(spin_us, vmsgx_spin_us, uint, 0644);
@@ -30,7 +31,10 @@ static int probe(struct xenbus_device *xdev, const struct xenbus_device_id *id)
 	INIT_DELAYED_WORK(&dev->retry_work, vmsgx_retry_work);
 	dev_set_drvdata(&xdev->dev, dev);
 	vmsgx_dma_setup(&xdev->dev);
-	/* Everything else when the backend's state is known; the watch that follows may not fire for a state it has. */
+	/*
+	 * Everything else when the backend's state is known; the watch that follows may not fire
+	 * for a state it has.
+	 */
 	queue_work(vmsgx_workqueue, &dev->state_work);
 	return 0;
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The messages of virtio-msg (docs/protocol.md section 2), each an exchange. Answers are checked here. */
+/*
+ * The messages of virtio-msg (docs/protocol.md section 2), each an exchange. Answers are checked
+ * here.
+ */
 #include "vmsgx.h"
 
 /* Answers of one size only. */
-static int exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, size_t size, void *answer,
-		    size_t answer_size)
+static int exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, size_t size,
+		    void *answer, size_t answer_size)
 {
 	int got = vmsgx_exchange(dev, msg_id, payload, size, answer, answer_size);
 
@@ -33,7 +36,8 @@ int vmsgx_get_info(struct vmsgx_device *dev, struct vmsgx_info *info)
 	bits = le32_to_cpu(answer.num_feature_bits);
 	info->device_id = le32_to_cpu(answer.device_id);
 	info->vendor_id = le32_to_cpu(answer.vendor_id);
-	info->feature_words = min(bits / 32, 64U);	/* of one message; more than that is not driven anyhow */
+	/* Of one message; more than that is not driven anyhow. */
+	info->feature_words = min(bits / 32, 64U);
 	info->config_size = le32_to_cpu(answer.config_size);
 	info->max_vqueues = le32_to_cpu(answer.max_vqueues);
 	return bits % 32 ? lie(dev) : 0;
@@ -46,7 +50,8 @@ int vmsgx_get_features(struct vmsgx_device *dev, u64 *features)
 		struct vmsg_feature_range range;
 		__le32 words[2];
 	} answer;
-	int err = exchange(dev, VMSG_GET_DEVICE_FEATURES, &range, sizeof(range), &answer, sizeof(answer));
+	int err = exchange(dev, VMSG_GET_DEVICE_FEATURES, &range, sizeof(range), &answer,
+			   sizeof(answer));
 
 	if (err)
 		return err;
@@ -68,12 +73,13 @@ int vmsgx_set_features(struct vmsgx_device *dev, u64 features)
 	request.range.count = cpu_to_le32(count);
 	request.words[0] = cpu_to_le32(lower_32_bits(features));
 	request.words[1] = cpu_to_le32(upper_32_bits(features));
-	return exchange(dev, VMSG_SET_DRIVER_FEATURES, &request, sizeof(request.range) + count * 4, NULL, 0);
+	return exchange(dev, VMSG_SET_DRIVER_FEATURES, &request, sizeof(request.range) + count * 4,
+			NULL, 0);
 }
 
 /* A GET_CONFIG or SET_CONFIG answer. -EINVAL: refused. */
-static int config_answer(struct vmsgx_device *dev, const void *answer, int got, u32 offset, u32 size,
-			 u32 *generation)
+static int config_answer(struct vmsgx_device *dev, const void *answer, int got, u32 offset,
+			 u32 size, u32 *generation)
 {
 	const struct vmsg_config *head = answer;
 
@@ -90,12 +96,14 @@ static int config_answer(struct vmsgx_device *dev, const void *answer, int got, 
 /* At most VMSG_MAX_CONFIG_DATA bytes. -EINVAL: not in the device's config space. */
 int vmsgx_get_config(struct vmsgx_device *dev, u32 offset, void *data, u32 size, u32 *generation)
 {
-	const struct vmsg_config_range range = { .offset = cpu_to_le32(offset), .size = cpu_to_le32(size) };
+	const struct vmsg_config_range range = {.offset = cpu_to_le32(offset),
+						.size = cpu_to_le32(size)};
 	struct {
 		struct vmsg_config head;
 		u8 data[VMSG_MAX_CONFIG_DATA];
 	} answer;
-	int got = vmsgx_exchange(dev, VMSG_GET_CONFIG, &range, sizeof(range), &answer, sizeof(answer));
+	int got = vmsgx_exchange(dev, VMSG_GET_CONFIG, &range, sizeof(range), &answer,
+				 sizeof(answer));
 	int err = got < 0 ? got : config_answer(dev, &answer, got, offset, size, generation);
 
 	if (!err)
@@ -104,7 +112,8 @@ int vmsgx_get_config(struct vmsgx_device *dev, u32 offset, void *data, u32 size,
 }
 
 /* At most VMSG_MAX_CONFIG_DATA bytes. -EINVAL: refused. @generation: in and out. */
-int vmsgx_set_config(struct vmsgx_device *dev, u32 offset, const void *data, u32 size, u32 *generation)
+int vmsgx_set_config(struct vmsgx_device *dev, u32 offset, const void *data, u32 size,
+		     u32 *generation)
 {
 	struct {
 		struct vmsg_config head;
@@ -119,14 +128,16 @@ int vmsgx_set_config(struct vmsgx_device *dev, u32 offset, const void *data, u32
 	int got;
 
 	memcpy(message.data, data, size);
-	got = vmsgx_exchange(dev, VMSG_SET_CONFIG, &message, sizeof(message.head) + size, &message, sizeof(message));
+	got = vmsgx_exchange(dev, VMSG_SET_CONFIG, &message, sizeof(message.head) + size, &message,
+			     sizeof(message));
 	return got < 0 ? got : config_answer(dev, &message, got, offset, size, generation);
 }
 
 int vmsgx_set_status(struct vmsgx_device *dev, u32 status, u32 *result)
 {
 	struct vmsg_status message = { .status = cpu_to_le32(status) };
-	int err = exchange(dev, VMSG_SET_DEVICE_STATUS, &message, sizeof(message), &message, sizeof(message));
+	int err = exchange(dev, VMSG_SET_DEVICE_STATUS, &message, sizeof(message), &message,
+			   sizeof(message));
 
 	if (!err)
 		*result = le32_to_cpu(message.status);
@@ -136,7 +147,8 @@ int vmsgx_set_status(struct vmsgx_device *dev, u32 status, u32 *result)
 static int get_vqueue(struct vmsgx_device *dev, u32 index, struct vmsg_vqueue *answer)
 {
 	const struct vmsg_index request = { .index = cpu_to_le32(index) };
-	int err = exchange(dev, VMSG_GET_VQUEUE, &request, sizeof(request), answer, sizeof(*answer));
+	int err =
+		exchange(dev, VMSG_GET_VQUEUE, &request, sizeof(request), answer, sizeof(*answer));
 
 	if (err)
 		return err;
@@ -171,9 +183,12 @@ int vmsgx_set_vqueue(struct vmsgx_device *dev, const struct vmsgx_queue *queue)
 		err = get_vqueue(dev, queue->index, &taken);
 	if (err)
 		return err;
-	return taken.size == request.size && taken.descriptor_address == request.descriptor_address &&
-	       taken.driver_address == request.driver_address && taken.device_address == request.device_address ?
-		       0 : -EINVAL;
+	return taken.size == request.size &&
+			       taken.descriptor_address == request.descriptor_address &&
+			       taken.driver_address == request.driver_address &&
+			       taken.device_address == request.device_address
+		       ? 0
+		       : -EINVAL;
 }
 
 int vmsgx_reset_vqueue(struct vmsgx_device *dev, u32 index)

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What is in a chain: its buffers, copied through the queue's pool, and the descriptors that the device gets.
+ * What is in a chain: its buffers, copied through the queue's pool, and the descriptors that the
+ * device gets.
  *
- * A chain of direct descriptors uses some of the same descriptors in the device's ring; one with an indirect table has
- * its first descriptor point to a table in the pool. Every buffer begins at a multiple of VMSGX_UNIT, and neighbours
- * that touch share a descriptor.
+ * A chain of direct descriptors uses some of the same descriptors in the device's ring; one with an
+ * indirect table has its first descriptor point to a table in the pool. Every buffer begins at a
+ * multiple of VMSGX_UNIT, and neighbours that touch share a descriptor.
  */
 #include <linux/highmem.h>
 
 #include "vmsgx.h"
 
-/* A walk along the descriptors of one chain in the driver's ring. That is memory of this kernel, so it is believed. */
+/*
+ * A walk along the descriptors of one chain in the driver's ring. That is memory of this kernel, so
+ * it is believed.
+ */
 struct walk {
 	struct vmsgx_queue *queue;
 	const struct vring_desc *table;
@@ -86,7 +90,8 @@ static void copy(dma_addr_t address, void *pool, u32 length, bool to_pool)
 }
 
 /* What the device wrote, @written bytes at most, to where the driver wants it. */
-void vmsgx_chain_copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain, unsigned int head, u32 written)
+void vmsgx_chain_copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain, unsigned int head,
+			   u32 written)
 {
 	void *pool = queue->pool.vaddr + (size_t)chain->start * VMSGX_UNIT;
 	struct buffer buffer;
@@ -104,8 +109,8 @@ void vmsgx_chain_copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain,
 }
 
 /*
- * The chain's request fails. Device types that end one with a status byte find one there which is no success in any of
- * them.
+ * The chain's request fails. Device types that end one with a status byte find one there which is
+ * no success in any of them.
  */
 void vmsgx_chain_spoil(struct vmsgx_queue *queue, unsigned int head)
 {
@@ -159,8 +164,9 @@ void vmsgx_chain_describe(struct vmsgx_queue *queue, unsigned int head, struct v
 			  const struct vmsgx_shape *shape)
 {
 	size_t begin = (size_t)chain->start * VMSGX_UNIT;
-	size_t table_at = begin + (size_t)(chain->units - units_of(shape->pieces * sizeof(struct vring_desc))) *
-				  VMSGX_UNIT;
+	size_t table_at = begin + (size_t)(chain->units -
+					   units_of(shape->pieces * sizeof(struct vring_desc))) *
+					  VMSGX_UNIT;
 	struct vring_desc *table = shape->indirect ? queue->pool.vaddr + table_at : queue->desc;
 	unsigned int done = 0, slot = 0, next;
 	u64 piece_at = begin, at = begin;
@@ -176,9 +182,11 @@ void vmsgx_chain_describe(struct vmsgx_queue *queue, unsigned int head, struct v
 		/* A direct chain uses descriptors of its own, in its own order. */
 		next = shape->indirect ? done + !!length : walk.at;
 		if (length && (!more || buffer.writable != writable || length % VMSGX_UNIT)) {
-			u16 flags = (writable ? VRING_DESC_F_WRITE : 0) | (more ? VRING_DESC_F_NEXT : 0);
+			u16 flags = (writable ? VRING_DESC_F_WRITE : 0) |
+				    (more ? VRING_DESC_F_NEXT : 0);
 
-			set_desc(&table[slot], queue->pool.address + piece_at, length, flags, more ? next : 0);
+			set_desc(&table[slot], queue->pool.address + piece_at, length, flags,
+				 more ? next : 0);
 			done++;
 			piece_at = at;
 			length = 0;

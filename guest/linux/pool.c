@@ -9,8 +9,8 @@
 #define MAX_ARENA_PAGES 4096
 
 /*
- * Pages for each of @queues virtqueues. A chain must fit into its queue's part, and a queue is as deep as its part
- * allows; how much that is depends on what the device type carries.
+ * Pages for each of @queues virtqueues. A chain must fit into its queue's part, and a queue is as
+ * deep as its part allows; how much that is depends on what the device type carries.
  */
 unsigned int vmsgx_pool_pages(u32 device_id, unsigned int queues)
 {
@@ -33,7 +33,8 @@ unsigned int vmsgx_pool_pages(u32 device_id, unsigned int queues)
 	return clamp(MAX_ARENA_PAGES / max(queues, 1U), 1U, pages);
 }
 
-int vmsgx_pool_init(struct vmsgx_pool *pool, const struct vmsgx_grants *arena, unsigned int page, unsigned int pages)
+int vmsgx_pool_init(struct vmsgx_pool *pool, const struct vmsgx_grants *arena, unsigned int page,
+		    unsigned int pages)
 {
 	pool->vaddr = arena->vaddr + (size_t)page * PAGE_SIZE;
 	pool->address = vmsgx_grant_address(arena, (u64)page * PAGE_SIZE);
@@ -52,7 +53,8 @@ void vmsgx_pool_destroy(struct vmsgx_pool *pool)
 /* The first of @units free units in a row, or -ENOSPC. */
 int vmsgx_pool_take(struct vmsgx_pool *pool, unsigned int units)
 {
-	unsigned long start = bitmap_find_next_zero_area(pool->used, pool->units, pool->next, units, 0);
+	unsigned long start =
+		bitmap_find_next_zero_area(pool->used, pool->units, pool->next, units, 0);
 
 	if (start >= pool->units)
 		start = bitmap_find_next_zero_area(pool->used, pool->units, 0, units, 0);

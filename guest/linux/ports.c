@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Event channels: cfg for the pages, and one for each virtqueue. They are offered unbound; the backend binds them. */
+/*
+ * Event channels: cfg for the pages, and one for each virtqueue. They are offered unbound; the
+ * backend binds them.
+ */
 #include <xen/events.h>
 
 #include "vmsgx.h"
 
-static int open_port(struct vmsgx_device *dev, const char *name, irq_handler_t handler, void *opaque,
-		     evtchn_port_t *port, int *irq)
+static int open_port(struct vmsgx_device *dev, const char *name, irq_handler_t handler,
+		     void *opaque, evtchn_port_t *port, int *irq)
 {
 	int err = xenbus_alloc_evtchn(dev->xdev, port);
 
@@ -24,12 +27,14 @@ static int open_port(struct vmsgx_device *dev, const char *name, irq_handler_t h
 int vmsgx_ports_open(struct vmsgx_device *dev)
 {
 	unsigned int i;
-	int err = open_port(dev, dev_name(&dev->xdev->dev), vmsgx_channel_interrupt, dev, &dev->port, &dev->irq);
+	int err = open_port(dev, dev_name(&dev->xdev->dev), vmsgx_channel_interrupt, dev,
+			    &dev->port, &dev->irq);
 
 	for (i = 0; !err && i < dev->queue_count; i++) {
 		struct vmsgx_queue *queue = &dev->queues[i];
 
-		err = open_port(dev, queue->name, vmsgx_queue_interrupt, queue, &queue->port, &queue->irq);
+		err = open_port(dev, queue->name, vmsgx_queue_interrupt, queue, &queue->port,
+				&queue->irq);
 	}
 	if (err)
 		vmsgx_ports_close(dev);

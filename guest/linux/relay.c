@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The data path: chains go from the driver's ring, which only this kernel sees, into the device's ring, which is
- * granted, and come back (docs/design/009). What is in them is payload.c's.
+ * The data path: chains go from the driver's ring, which only this kernel sees, into the device's
+ * ring, which is granted, and come back (docs/design/009). What is in them is payload.c's.
  *
- * The index of a chain's first descriptor names it on both sides, so there is always a descriptor where one is
- * needed, and the pool alone decides how much is in flight.
+ * The index of a chain's first descriptor names it on both sides, so there is always a descriptor
+ * where one is needed, and the pool alone decides how much is in flight.
  */
 #include <linux/bottom_half.h>
 #include <linux/virtio_ring.h>
@@ -16,12 +16,13 @@
 /* Between two looks at a queue that has requests and no callback. */
 #define LOOK_NS NSEC_PER_MSEC
 
-/* ---- back to the driver ---------------------------------------------------------------------------- */
+/* ---- back to the driver ---------------------------------------------------------------------- */
 
 static void give_back(struct vmsgx_queue *queue, unsigned int head, u32 length)
 {
 	struct virtio_device *vdev = queue->vq->vdev;
-	vring_used_elem_t *element = &queue->driver->used->ring[queue->driver_used & (queue->num - 1)];
+	vring_used_elem_t *element =
+		&queue->driver->used->ring[queue->driver_used & (queue->num - 1)];
 
 	element->id = cpu_to_virtio32(vdev, head);
 	element->len = cpu_to_virtio32(vdev, length);
@@ -35,9 +36,13 @@ static void give_back(struct vmsgx_queue *queue, unsigned int head, u32 length)
 /* Does the driver want to be called for what was given back? */
 static bool wants_call(struct vmsgx_queue *queue)
 {
-	/* Partner: virtio_ring's barrier after it clears the flag, before it looks at used->idx once more. */
+	/*
+	 * Partner: virtio_ring's barrier after it clears the flag, before it looks at used->idx
+	 * once more.
+	 */
 	smp_mb();
-	return !(virtio16_to_cpu(queue->vq->vdev, READ_ONCE(queue->driver->avail->flags)) & VRING_AVAIL_F_NO_INTERRUPT);
+	return !(virtio16_to_cpu(queue->vq->vdev, READ_ONCE(queue->driver->avail->flags)) &
+		 VRING_AVAIL_F_NO_INTERRUPT);
 }
 
 /* A request that no device will carry out: nothing was written. */
@@ -55,15 +60,17 @@ static void release(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 	queue->published_count--;
 }
 
-/* Partner: the backend's release store of used->idx; entries and payload are there when it is seen. */
+/*
+ * Partner: the backend's release store of used->idx; entries and payload are there when it is seen.
+ */
 static u16 load_used_idx(const struct vmsgx_queue *queue)
 {
 	return le16_to_cpu(virt_load_acquire((__le16 *)&queue->used->idx));
 }
 
 /*
- * Takes what the device has used, each word of it read once and checked. -EPROTO: a lie. Every round but the first
- * takes something, however the index moves.
+ * Takes what the device has used, each word of it read once and checked. -EPROTO: a lie. Every
+ * round but the first takes something, however the index moves.
  */
 static int reap(struct vmsgx_queue *queue)
 {
@@ -73,7 +80,8 @@ static int reap(struct vmsgx_queue *queue)
 		if ((u16)(idx - queue->used_idx) > queue->published_count)
 			return -EPROTO;
 		while (queue->used_idx != idx) {
-			const vring_used_elem_t *element = &queue->used->ring[queue->used_idx & (queue->num - 1)];
+			const vring_used_elem_t *element =
+				&queue->used->ring[queue->used_idx & (queue->num - 1)];
 			u32 head = le32_to_cpu((__force __le32)READ_ONCE(element->id));
 			u32 written = le32_to_cpu((__force __le32)READ_ONCE(element->len));
 			struct vmsgx_chain *chain;
@@ -91,7 +99,8 @@ static int reap(struct vmsgx_queue *queue)
 		if (!queue->event_idx)
 			return 0;
 		/* used_event: an event at the next one, please. */
-		WRITE_ONCE(queue->avail->ring[queue->num], (__force __virtio16)cpu_to_le16(queue->used_idx));
+		WRITE_ONCE(queue->avail->ring[queue->num],
+			   (__force __virtio16)cpu_to_le16(queue->used_idx));
 		/* Partner: the backend's fence between used->idx and its look at used_event. */
 		virt_mb();
 		idx = load_used_idx(queue);
@@ -100,7 +109,7 @@ static int reap(struct vmsgx_queue *queue)
 	}
 }
 
-/* ---- to the device --------------------------------------------------------------------------------- */
+/* ---- to the device --------------------------------------------------------------------------- */
 
 /* 0: it is in the device's ring. -ENOSPC: not now. -E2BIG: never. */
 static int put(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
@@ -119,7 +128,8 @@ static int put(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 	chain->units = shape.units;
 	chain->writable = shape.writable;
 	vmsgx_chain_describe(queue, head, chain, &shape);
-	queue->avail->ring[queue->avail_idx & (queue->num - 1)] = (__force __virtio16)cpu_to_le16(head);
+	queue->avail->ring[queue->avail_idx & (queue->num - 1)] =
+		(__force __virtio16)cpu_to_le16(head);
 	queue->avail_idx++;
 	chain->published = true;
 	queue->published_count++;
@@ -136,7 +146,8 @@ static void take(struct vmsgx_queue *queue)
 	u16 idx = virtio16_to_cpu(vdev, smp_load_acquire(&ring->avail->idx));
 
 	while (queue->driver_taken != idx) {
-		unsigned int head = virtio16_to_cpu(vdev, ring->avail->ring[queue->driver_taken++ & (queue->num - 1)]);
+		unsigned int slot = queue->driver_taken++ & (queue->num - 1);
+		unsigned int head = virtio16_to_cpu(vdev, ring->avail->ring[slot]);
 
 		if (WARN_ON_ONCE(head >= queue->num))
 			continue;
@@ -146,19 +157,26 @@ static void take(struct vmsgx_queue *queue)
 
 static void kick(struct vmsgx_queue *queue)
 {
+	const struct vring_used *used = queue->used;
 	u16 old = queue->kicked_idx;
 	bool wanted;
+	u16 event;
 
 	if (old == queue->avail_idx)
 		return;
 	queue->kicked_idx = queue->avail_idx;
-	/* Partner: the backend's fence between avail_event (or its flag) and its last look before it sleeps. */
+	/*
+	 * Partner: the backend's fence between avail_event (or its flag) and its last look before
+	 * it sleeps.
+	 */
 	virt_mb();
-	if (queue->event_idx)
-		wanted = vring_need_event(le16_to_cpu(READ_ONCE(*(__le16 *)&queue->used->ring[queue->num])),
-					  queue->avail_idx, old);
-	else
-		wanted = !(le16_to_cpu((__force __le16)READ_ONCE(queue->used->flags)) & VRING_USED_F_NO_NOTIFY);
+	if (queue->event_idx) {
+		event = le16_to_cpu(READ_ONCE(*(__le16 *)&used->ring[queue->num]));
+		wanted = vring_need_event(event, queue->avail_idx, old);
+	} else {
+		event = le16_to_cpu((__force __le16)READ_ONCE(used->flags));
+		wanted = !(event & VRING_USED_F_NO_NOTIFY);
+	}
 	trace_vmsgx_kick(queue->dev->xdev->nodename, queue->index, queue->avail_idx, wanted);
 	if (wanted)
 		notify_remote_via_irq(queue->irq);
@@ -189,14 +207,18 @@ static bool fill(struct vmsgx_queue *queue)
 		if (err == -ENOSPC)
 			break;
 		if (err) {
-			dev_warn_ratelimited(&queue->dev->xdev->dev, "queue %u: a request is larger than its pool of %u KiB\n",
+			dev_warn_ratelimited(&queue->dev->xdev->dev,
+					     "queue %u: a request is larger than its pool of %u KiB\n",
 					     queue->index, queue->pool.units / (1024 / VMSGX_UNIT));
 			list_del_init(&chain->link);
 			fail(queue, chain - queue->chains);
 			failed = true;
 		}
 	}
-	/* Partner: the backend's acquire load of avail->idx: entries, descriptors and payload are there. */
+	/*
+	 * Partner: the backend's acquire load of avail->idx: entries, descriptors and payload are
+	 * there.
+	 */
 	virt_store_release((__le16 *)&queue->avail->idx, cpu_to_le16(queue->avail_idx));
 	kick(queue);
 	return failed;
@@ -214,7 +236,9 @@ static bool relay(struct vmsgx_queue *queue, bool *lied)
 	return queue->driver_used != before && wants_call(queue);
 }
 
-/* What is in the device's ring has to be published again, before everything else and in its order. */
+/*
+ * What is in the device's ring has to be published again, before everything else and in its order.
+ */
 static void withdraw(struct vmsgx_queue *queue)
 {
 	struct vmsgx_chain *chain;
@@ -233,8 +257,9 @@ static bool unanswered(const struct vmsgx_queue *queue)
 }
 
 /*
- * In process context, under vmsgx_device.lock; the driver expects bottom halves to run when its callback has returned.
- * From a broken queue it would take nothing: for what has failed on the way there, the queue is whole once more.
+ * In process context, under vmsgx_device.lock; the driver expects bottom halves to run when its
+ * callback has returned. From a broken queue it would take nothing: for what has failed on the way
+ * there, the queue is whole once more.
  */
 static void call_driver(struct vmsgx_queue *queue)
 {
@@ -272,14 +297,16 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 		look_again(queue);
 	}
 	spin_unlock_irqrestore(&queue->lock, flags);
-	return true;	/* else virtio_ring would break the queue, and what has failed in it would stay there */
+	/* Else virtio_ring would break the queue, and what has failed in it would stay there. */
+	return true;
 }
 
 /*
- * Looks after a queue that has no callback while it has requests. Hard interrupt context: its driver looks for the
- * answer in a loop, perhaps with bottom halves off, and that may be all that this CPU does. No softirq, no work and no
- * event that was throttled gets through to it there. Such requests do not wait for a backend that is away, and one
- * that is there has as long as for an exchange.
+ * Looks after a queue that has no callback while it has requests. Hard interrupt context: its
+ * driver looks for the answer in a loop, perhaps with bottom halves off, and that may be all that
+ * this CPU does. No softirq, no work and no event that was throttled gets through to it there. Such
+ * requests do not wait for a backend that is away, and one that is there has as long as for an
+ * exchange.
  */
 enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 {
@@ -337,11 +364,11 @@ irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque)
 	return IRQ_HANDLED;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------ */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 /*
- * The device is about to begin with this ring at index 0: what is left of an earlier life must not be there when it
- * looks, which is as soon as it takes DRIVER_OK.
+ * The device is about to begin with this ring at index 0: what is left of an earlier life must not
+ * be there when it looks, which is as soon as it takes DRIVER_OK.
  */
 void vmsgx_queue_prepare(struct vmsgx_queue *queue)
 {
@@ -357,7 +384,10 @@ void vmsgx_queue_prepare(struct vmsgx_queue *queue)
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
-/* The device has taken DRIVER_OK, or the queue alone: it gets what it had not completed before, then what is new. */
+/*
+ * The device has taken DRIVER_OK, or the queue alone: it gets what it had not completed before,
+ * then what is new.
+ */
 void vmsgx_queue_start(struct vmsgx_queue *queue)
 {
 	unsigned long flags;
@@ -371,7 +401,10 @@ void vmsgx_queue_start(struct vmsgx_queue *queue)
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
-/* The device is gone, for a while perhaps. What it completed before counts; the rest waits. Process context. */
+/*
+ * The device is gone, for a while perhaps. What it completed before counts; the rest waits. Process
+ * context.
+ */
 void vmsgx_queue_stop(struct vmsgx_queue *queue)
 {
 	unsigned long flags;

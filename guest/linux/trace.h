@@ -24,7 +24,8 @@ TRACE_EVENT(vmsgx_request,
 		__entry->token = token;
 		__entry->size = size;
 	),
-	TP_printk("%s id=%#x token=%#x payload=%u", __entry->node, __entry->msg_id, __entry->token, __entry->size)
+	TP_printk("%s id=%#x token=%#x payload=%u",
+		  __entry->node, __entry->msg_id, __entry->token, __entry->size)
 );
 
 TRACE_EVENT(vmsgx_answer,
@@ -44,7 +45,8 @@ TRACE_EVENT(vmsgx_answer,
 		__entry->got = got;
 		__entry->ns = ns;
 	),
-	TP_printk("%s id=%#x token=%#x payload=%d ns=%lld", __entry->node, __entry->msg_id, __entry->token,
+	TP_printk("%s id=%#x token=%#x payload=%d ns=%lld",
+		  __entry->node, __entry->msg_id, __entry->token,
 		  __entry->got, __entry->ns)
 );
 
@@ -63,7 +65,8 @@ TRACE_EVENT(vmsgx_kick,
 		__entry->avail_idx = avail_idx;
 		__entry->notified = notified;
 	),
-	TP_printk("%s queue=%u avail=%u notified=%d", __entry->node, __entry->queue, __entry->avail_idx,
+	TP_printk("%s queue=%u avail=%u notified=%d",
+		  __entry->node, __entry->queue, __entry->avail_idx,
 		  __entry->notified)
 );
 

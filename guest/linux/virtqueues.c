@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Setting up and taking down virtqueues: the driver's ring, and the device's granted one behind it. */
+/*
+ * Setting up and taking down virtqueues: the driver's ring, and the device's granted one behind it.
+ */
 #include <linux/cpumask.h>
 #include <linux/interrupt.h>
 #include <linux/irq.h>
@@ -66,7 +68,8 @@ void vmsgx_queues_free(struct vmsgx_device *dev)
 	dev->queues = NULL;
 	dev->queue_count = 0;
 	if (!vmsgx_grants_free(&dev->arena))
-		dev_warn(&dev->xdev->dev, "the backend keeps pages of the arena; they are freed when it lets go\n");
+		dev_warn(&dev->xdev->dev,
+			 "the backend keeps pages of the arena; they are freed when it lets go\n");
 }
 
 /* The device's ring: what the backend only reads is granted so. */
@@ -74,7 +77,10 @@ static int alloc_rings(struct vmsgx_queue *queue)
 {
 	domid_t backend = queue->dev->xdev->otherend_id;
 	size_t avail_at = queue->num * sizeof(struct vring_desc);
-	/* Flags, index, the entries and used_event; with 16-byte descriptors before it, it is aligned. */
+	/*
+	 * Flags, index, the entries and used_event; with 16-byte descriptors before it, it is
+	 * aligned.
+	 */
 	size_t read_size = avail_at + (3 + queue->num) * sizeof(u16);
 	size_t write_size = 3 * sizeof(u16) + queue->num * sizeof(vring_used_elem_t);
 	int err;
@@ -105,7 +111,10 @@ static void free_rings(struct vmsgx_queue *queue)
 		vmsgx_give_up(queue->dev, "the backend keeps pages of a virtqueue");
 }
 
-/* The driver's ring is another one, or begins anew. Under the lock: a ring with indices of another is read astray. */
+/*
+ * The driver's ring is another one, or begins anew. Under the lock: a ring with indices of another
+ * is read astray.
+ */
 static void adopt(struct vmsgx_queue *queue)
 {
 	queue->driver = virtqueue_get_vring(queue->vq);
@@ -144,8 +153,8 @@ static void del_vq(struct vmsgx_queue *queue)
 	vring_del_virtqueue(vq);
 }
 
-static struct virtqueue *setup_vq(struct vmsgx_device *dev, unsigned int index, vq_callback_t *callback,
-				  const char *name, bool context)
+static struct virtqueue *setup_vq(struct vmsgx_device *dev, unsigned int index,
+				  vq_callback_t *callback, const char *name, bool context)
 {
 	struct vmsgx_queue *queue = &dev->queues[index];
 	struct virtqueue *vq;
@@ -159,8 +168,8 @@ static struct virtqueue *setup_vq(struct vmsgx_device *dev, unsigned int index, 
 		return ERR_PTR(-ENOENT);
 	if (max_size > 32768 || !is_power_of_2(max_size))
 		return ERR_PTR(-EPROTO);
-	vq = vring_create_virtqueue(index, max_size, SMP_CACHE_BYTES, &dev->virtio->vdev, true, true, context,
-				    vmsgx_queue_notify, callback, name);
+	vq = vring_create_virtqueue(index, max_size, SMP_CACHE_BYTES, &dev->virtio->vdev, true,
+				    true, context, vmsgx_queue_notify, callback, name);
 	if (!vq)
 		return ERR_PTR(-ENOMEM);
 	vq->num_max = max_size;
@@ -201,7 +210,10 @@ static void del_vqs(struct vmsgx_device *dev)
 			del_vq(&dev->queues[i]);
 }
 
-/* A driver may leave queues out by a name of NULL; the ones it names have consecutive numbers, as with other buses. */
+/*
+ * A driver may leave queues out by a name of NULL; the ones it names have consecutive numbers, as
+ * with other buses.
+ */
 static int find_vqs(struct vmsgx_device *dev, unsigned int count, struct virtqueue *vqs[],
 		    vq_callback_t *(*callback_of)(const void *, unsigned int),
 		    const char *(*name_of)(const void *, unsigned int),
@@ -223,7 +235,8 @@ static int find_vqs(struct vmsgx_device *dev, unsigned int count, struct virtque
 			err = -ENOENT;
 			break;
 		}
-		vqs[i] = setup_vq(dev, index++, callback_of(wanted, i), name, context_of(wanted, i));
+		vqs[i] =
+			setup_vq(dev, index++, callback_of(wanted, i), name, context_of(wanted, i));
 		if (IS_ERR(vqs[i])) {
 			err = PTR_ERR(vqs[i]);
 			break;
@@ -315,7 +328,10 @@ int vmsgx_disable_vq_and_reset(struct virtqueue *vq)
 	err = vmsgx_reset_vqueue(dev, queue->index);
 	if (!err) {
 		vmsgx_queue_forget(queue);
-		/* virtio_ring is about to make another. Who looked at this one, the timer perhaps, has done so. */
+		/*
+		 * virtio_ring is about to make another. Who looked at this one, the timer perhaps,
+		 * has done so.
+		 */
 		spin_lock_irq(&queue->lock);
 		queue->driver = NULL;
 		spin_unlock_irq(&queue->lock);

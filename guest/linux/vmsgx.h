@@ -2,8 +2,9 @@
 /*
  * virtio-msg over Xen grants and event channels, the driver's end (docs/protocol.md).
  *
- * A device is one xenbus device of type "virtio-msg". It has a connection (two pages, event channels, an arena of
- * granted pages), which may be lost and made again, and a virtio device, which stays and notices nothing of that.
+ * A device is one xenbus device of type "virtio-msg". It has a connection (two pages, event
+ * channels, an arena of granted pages), which may be lost and made again, and a virtio device,
+ * which stays and notices nothing of that.
  */
 #ifndef VMSGX_H
 #define VMSGX_H
@@ -22,10 +23,13 @@
 
 #include "virtio_msg_xen.h"
 
-/* Virtqueues used of one device at most, however many the backend claims: 64 pairs and a control queue. */
+/*
+ * Virtqueues used of one device at most, however many the backend claims: 64 pairs and a control
+ * queue.
+ */
 #define VMSGX_MAX_QUEUES 129
 
-/* ---- grants.c ------------------------------------------------------------------------------------ */
+/* ---- grants.c -------------------------------------------------------------------------------- */
 
 /* Pages of ours that the backend may use, on consecutive references, mapped in a row. */
 struct vmsgx_grants {
@@ -36,7 +40,8 @@ struct vmsgx_grants {
 	void *vaddr;
 };
 
-int vmsgx_grants_alloc(struct vmsgx_grants *grants, domid_t backend, unsigned int count, bool readonly);
+int vmsgx_grants_alloc(struct vmsgx_grants *grants, domid_t backend, unsigned int count,
+		       bool readonly);
 bool vmsgx_grants_free(struct vmsgx_grants *grants);
 void vmsgx_grants_renew(struct vmsgx_grants *grants, domid_t backend);
 
@@ -45,7 +50,7 @@ static inline u64 vmsgx_grant_address(const struct vmsgx_grants *grants, u64 off
 	return VMSG_XEN_DMA_GRANT + ((u64)grants->first << VMSG_XEN_DMA_REF_SHIFT) + offset;
 }
 
-/* ---- pool.c -------------------------------------------------------------------------------------- */
+/* ---- pool.c ---------------------------------------------------------------------------------- */
 
 #define VMSGX_UNIT 512	/* of allocation, and the alignment of every buffer: sectors stay sectors */
 
@@ -59,13 +64,14 @@ struct vmsgx_pool {
 };
 
 unsigned int vmsgx_pool_pages(u32 device_id, unsigned int queues);
-int vmsgx_pool_init(struct vmsgx_pool *pool, const struct vmsgx_grants *arena, unsigned int page, unsigned int pages);
+int vmsgx_pool_init(struct vmsgx_pool *pool, const struct vmsgx_grants *arena, unsigned int page,
+		    unsigned int pages);
 void vmsgx_pool_destroy(struct vmsgx_pool *pool);
 int vmsgx_pool_take(struct vmsgx_pool *pool, unsigned int units);
 void vmsgx_pool_give(struct vmsgx_pool *pool, unsigned int start, unsigned int units);
 void vmsgx_pool_clear(struct vmsgx_pool *pool);
 
-/* ---- relay.c ------------------------------------------------------------------------------------- */
+/* ---- relay.c --------------------------------------------------------------------------------- */
 
 /* One request of the driver's, by the index of its first descriptor. */
 struct vmsgx_chain {
@@ -77,8 +83,8 @@ struct vmsgx_chain {
 };
 
 /*
- * A virtqueue: the driver's ring, which only this kernel sees, and the device's ring, which is granted. Chains are
- * relayed from one to the other (docs/design/009).
+ * A virtqueue: the driver's ring, which only this kernel sees, and the device's ring, which is
+ * granted. Chains are relayed from one to the other (docs/design/009).
  */
 struct vmsgx_queue {
 	struct vmsgx_device *dev;
@@ -92,13 +98,15 @@ struct vmsgx_queue {
 	struct virtqueue *vq;		/* NULL: the driver does not use it */
 	bool running;			/* the device may be given chains */
 	bool event_idx;
-	bool call_later;		/* the driver's callback is due, see vmsgx_queue_call_late */
+	/* The driver's callback is due, see vmsgx_queue_call_late. */
+	bool call_later;
 	bool progress;			/* something came back since the last interrupt */
 	unsigned int num;
 	const struct vring *driver;
 	u16 driver_taken;		/* avail entries of the driver's ring that were looked at */
 	u16 driver_used;		/* used entries given to the driver */
-	struct vmsgx_grants read_area;	/* descriptor table and avail ring, read-only for the backend */
+	/* Descriptor table and avail ring, read-only for the backend. */
+	struct vmsgx_grants read_area;
 	struct vmsgx_grants write_area;	/* used ring */
 	u64 descriptor_address;
 	u64 driver_address;
@@ -107,7 +115,8 @@ struct vmsgx_queue {
 	struct vring_avail *avail;
 	struct vring_used *used;
 	u16 avail_idx;
-	u16 kicked_idx;			/* avail_idx when the backend was last considered for a kick */
+	/* avail_idx when the backend was last considered for a kick. */
+	u16 kicked_idx;
 	u16 used_idx;			/* used entries of the device's ring that were taken */
 	u16 published_count;
 	struct list_head waiting;	/* not in the device's ring, in order */
@@ -127,7 +136,7 @@ void vmsgx_queue_forget(struct vmsgx_queue *queue);
 void vmsgx_queue_abort(struct vmsgx_queue *queue);
 void vmsgx_queue_call_late(struct vmsgx_queue *queue);
 
-/* ---- payload.c: under vmsgx_queue.lock ------------------------------------------------------------ */
+/* ---- payload.c: under vmsgx_queue.lock ------------------------------------------------------- */
 
 struct vmsgx_shape {
 	unsigned int units;	/* of the pool */
@@ -139,10 +148,11 @@ struct vmsgx_shape {
 void vmsgx_chain_measure(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_shape *shape);
 void vmsgx_chain_describe(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_chain *chain,
 			  const struct vmsgx_shape *shape);
-void vmsgx_chain_copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain, unsigned int head, u32 written);
+void vmsgx_chain_copy_back(struct vmsgx_queue *queue, struct vmsgx_chain *chain, unsigned int head,
+			   u32 written);
 void vmsgx_chain_spoil(struct vmsgx_queue *queue, unsigned int head);
 
-/* ---- the device ---------------------------------------------------------------------------------- */
+/* ---- the device ------------------------------------------------------------------------------ */
 
 /* Freed by its release function, whenever that comes. */
 struct vmsgx_virtio {
@@ -171,8 +181,10 @@ struct vmsgx_device {
 	wait_queue_head_t wait;		/* for `up`, `dead`, an answer, an event */
 	bool offered;			/* our nodes are there for the backend */
 	bool met;			/* and it has connected to them */
-	bool up;			/* exchanges are possible; set under `lock`, cleared by anyone */
-	bool late;			/* a request that a driver polls for was not answered in time */
+	/* Exchanges are possible; set under `lock`, cleared by anyone. */
+	bool up;
+	/* A request that a driver polls for was not answered in time. */
+	bool late;
 	bool lied;			/* a used ring holds what cannot be */
 	bool dead;			/* for good: no exchange, every request fails */
 	bool known;			/* `info` is what the device was at first */
@@ -218,13 +230,13 @@ static inline struct vmsgx_device *to_vmsgx(struct virtio_device *vdev)
 	return container_of(vdev, struct vmsgx_virtio, vdev)->dev;
 }
 
-/* ---- main.c -------------------------------------------------------------------------------------- */
+/* ---- main.c ---------------------------------------------------------------------------------- */
 
 extern unsigned int vmsgx_timeout_ms;
 extern unsigned int vmsgx_spin_us;
 extern struct workqueue_struct *vmsgx_workqueue;
 
-/* ---- connection.c -------------------------------------------------------------------------------- */
+/* ---- connection.c ---------------------------------------------------------------------------- */
 
 void vmsgx_state_work(struct work_struct *work);
 void vmsgx_bus_work(struct work_struct *work);
@@ -233,45 +245,46 @@ void vmsgx_lost(struct vmsgx_device *dev);
 void vmsgx_give_up(struct vmsgx_device *dev, const char *why);
 void vmsgx_close(struct vmsgx_device *dev);
 
-/* ---- ports.c ------------------------------------------------------------------------------------- */
+/* ---- ports.c --------------------------------------------------------------------------------- */
 
 int vmsgx_ports_open(struct vmsgx_device *dev);
 void vmsgx_ports_close(struct vmsgx_device *dev);
 
-/* ---- channel.c ----------------------------------------------------------------------------------- */
+/* ---- channel.c ------------------------------------------------------------------------------- */
 
 int vmsgx_channel_open(struct vmsgx_device *dev);
 int vmsgx_channel_check(struct vmsgx_device *dev);
 void vmsgx_channel_leave(struct vmsgx_device *dev);
 bool vmsgx_channel_free(struct vmsgx_device *dev);
 int vmsgx_lock_up(struct vmsgx_device *dev);
-int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, size_t size, void *answer,
-		   size_t capacity);
+int vmsgx_exchange(struct vmsgx_device *dev, u8 msg_id, const void *payload, size_t size,
+		   void *answer, size_t capacity);
 bool vmsgx_backend_alive(const struct vmsgx_device *dev);
 u32 vmsgx_device_status(const struct vmsgx_device *dev);
 u32 vmsgx_generation(const struct vmsgx_device *dev);
 irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque);
 
-/* ---- messages.c: one exchange each, under vmsgx_device.lock --------------------------------------- */
+/* ---- messages.c: one exchange each, under vmsgx_device.lock ---------------------------------- */
 
 int vmsgx_get_info(struct vmsgx_device *dev, struct vmsgx_info *info);
 int vmsgx_get_features(struct vmsgx_device *dev, u64 *features);
 int vmsgx_set_features(struct vmsgx_device *dev, u64 features);
 int vmsgx_get_config(struct vmsgx_device *dev, u32 offset, void *data, u32 size, u32 *generation);
-int vmsgx_set_config(struct vmsgx_device *dev, u32 offset, const void *data, u32 size, u32 *generation);
+int vmsgx_set_config(struct vmsgx_device *dev, u32 offset, const void *data, u32 size,
+		     u32 *generation);
 int vmsgx_set_status(struct vmsgx_device *dev, u32 status, u32 *result);
 int vmsgx_get_vqueue_max(struct vmsgx_device *dev, u32 index, u32 *max_size);
 int vmsgx_set_vqueue(struct vmsgx_device *dev, const struct vmsgx_queue *queue);
 int vmsgx_reset_vqueue(struct vmsgx_device *dev, u32 index);
 int vmsgx_get_shm(struct vmsgx_device *dev, u32 index, u64 *length);
 
-/* ---- config.c ------------------------------------------------------------------------------------ */
+/* ---- config.c -------------------------------------------------------------------------------- */
 
 extern const struct virtio_config_ops vmsgx_config_ops;
 int vmsgx_restore(struct vmsgx_device *dev);
 int vmsgx_refresh_config(struct vmsgx_device *dev, bool *changed);
 
-/* ---- virtqueues.c -------------------------------------------------------------------------------- */
+/* ---- virtqueues.c ---------------------------------------------------------------------------- */
 
 #ifdef VMSGX_HAVE_VIRTQUEUE_INFO
 int vmsgx_find_vqs(struct virtio_device *vdev, unsigned int count, struct virtqueue *vqs[],
@@ -292,7 +305,7 @@ void vmsgx_queues_free(struct vmsgx_device *dev);
 void vmsgx_queues_stop(struct vmsgx_device *dev);
 void vmsgx_queues_start(struct vmsgx_device *dev);
 
-/* ---- dma.c --------------------------------------------------------------------------------------- */
+/* ---- dma.c ----------------------------------------------------------------------------------- */
 
 void vmsgx_dma_setup(struct device *device);
 void vmsgx_dma_teardown(struct device *device);

@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from scripts.xen_rig.host import tool
 
-MEMORY: Final = 3072
+MEMORY: Final = 3840
 """MiB: of dom0 1280, the rest for the domUs."""
 CPU: Final = (
     "max"

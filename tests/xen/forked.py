@@ -30,7 +30,9 @@ class Fork:
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        self._process = _context.Process(target=_become, args=(theirs, list(arguments), dict(environment)))
+        # A daemon, in multiprocessing's sense: a test that fails and leaves it keeps nobody from ending.
+        arguments_of_it = (theirs, list(arguments), dict(environment))
+        self._process = _context.Process(target=_become, args=arguments_of_it, daemon=True)
         self._process.start()
         theirs.close()
         self.stderr: TextIO = os.fdopen(os.dup(ours.fileno()), errors="replace")
