@@ -14,7 +14,7 @@ from cpp_ring import XenHypervisor, xen
 from cpp_ring.store import Store
 from tests.raw_backend import RawBackend, ScriptedDevice
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import module, shell
+from tests.xen.linux_guest import deadline, module, shell
 from tests.xen.serving import until
 
 DEVICES = "/sys/bus/virtio/devices"
@@ -167,7 +167,7 @@ def test_random_bytes_all_over_the_page_do_no_harm(linux: Domu, before: int, ans
         return message
 
     backend.corrupt = scribble
-    with serving(linux, backend):
+    with deadline(linux, 300), serving(linux, backend):
         until(lambda: backend.connections > 0, "it was not connected to")
         shell(linux, "sleep 0.5")
         healthy(linux, before)
