@@ -160,7 +160,8 @@ class Net(Device):
     def activate(self, features: int, queues: Sequence[int]) -> None:
         self._mergeable = has(features, F_MRG_RXBUF)
         self._announces = has(features, F_GUEST_ANNOUNCE)
-        self._rules = HeaderRules(features, self.config.mtu if has(features, F_MTU) else MAX_MTU)
+        mtu = self.config.mtu
+        self._rules = HeaderRules(features, mtu if has(features, F_MTU) else MAX_MTU, mtu or self._cable.mtu())
         self._filter = ReceiveFilter(
             mac=self._mac if has(features, F_MAC) else None,
             by_address=has(features, F_CTRL_RX),

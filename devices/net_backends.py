@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 from devices.errors import DeviceError, InUse, NotPermitted
 from devices.features import has
 from devices.net_config import F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6
-from devices.net_header import HEADER_BYTES, PLAIN
+from devices.net_header import HEADER_BYTES, MAX_MTU, PLAIN
 
 # Ethernet header with one VLAN tag, and the largest MTU there is (virtio 1.3 section 5.1.4.1).
 MAX_FRAME = 18 + 65535
@@ -51,6 +51,9 @@ class NetBackend(Protocol):
     @property
     def carries_headers(self) -> bool:
         """Whether the other end knows headers, so that offloads can be offered."""
+
+    def mtu(self) -> int:
+        """Largest packet, in bytes after the Ethernet header, that the host's interface has now."""
 
     def check(self) -> None:
         """Looks whether `open` can succeed. Raises DeviceError."""
@@ -123,6 +126,12 @@ class TapBackend:
     @property
     def carries_headers(self) -> bool:
         return self._offloads
+
+    def mtu(self) -> int:
+        try:
+            return int((_INTERFACES / self._interface / "mtu").read_text())
+        except (OSError, ValueError):
+            return MAX_MTU
 
     def check(self) -> None:
         if not _TUN.exists():
@@ -223,6 +232,9 @@ class SocketBackend:
     @property
     def carries_headers(self) -> bool:
         return False
+
+    def mtu(self) -> int:
+        return MAX_MTU
 
     def check(self) -> None:
         directory = self._path.parent

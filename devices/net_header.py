@@ -54,12 +54,15 @@ MAX_HEADERS = 256
 class HeaderRules:
     """The rules of one activation.
 
-    features    what the driver negotiated
-    max_packet  the MTU: bounds frames, without their Ethernet header, and the segments of frames that are segmented
+    features     what the driver negotiated
+    max_packet   the MTU as the driver knows it: bounds frames, without their Ethernet header
+    max_segment  bounds what frames are segmented into, whatever the driver knows: a larger one would get past the
+                 host's own checks to a network card
     """
 
-    def __init__(self, features: int, max_packet: int) -> None:
+    def __init__(self, features: int, max_packet: int, max_segment: int = MAX_MTU) -> None:
         self._longest = max_packet + ETHERNET_BYTES
+        self._longest_segment = min(max_packet, max_segment) + ETHERNET_BYTES
         self._completes = has(features, F_CSUM)
         self._segments = _gso_types(features, F_HOST_TSO4, F_HOST_TSO6, F_HOST_ECN)
         self.set_received(features)
@@ -89,7 +92,9 @@ class HeaderRules:
         if gso_type not in self._segments or gso_size < MIN_GSO_SIZE or hdr_len > size or offset != _TCP_CSUM:
             return None
         headers = _tcp_headers(packet, tag, gso_type & ~GSO_ECN, start)
-        if not 0 < headers <= min(size, MAX_HEADERS) or headers + gso_size > longest or size > MAX_SEGMENTED + tag:
+        if not 0 < headers <= min(size, MAX_HEADERS) or size > MAX_SEGMENTED + tag:
+            return None
+        if headers + gso_size > self._longest_segment + tag:
             return None
         # The driver's hdr_len is a hint at best; this one is right.
         return HEADER.pack(NEEDS_CSUM, gso_type, headers, gso_size, start, offset, 0)

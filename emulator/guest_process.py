@@ -53,6 +53,7 @@ class GuestProcess:
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         self._buffer = bytearray()
+        self._sent = 0
         if cpu is not None:
             try:
                 self.request("pin", cpu=cpu)
@@ -67,12 +68,16 @@ class GuestProcess:
     def request(self, op: str, *, answer_within: float = 60.0, **parameters: Any) -> dict[str, Any]:
         """One command, one answer. Raises GuestFailed: refused, or the guest ended; GuestTimedOut."""
         deadline = time.monotonic() + answer_within
-        self._send(op, (json.dumps({"op": op, **parameters}) + "\n").encode(), deadline)
-        line = self._line(op, deadline)
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            raise GuestFailed(f"{op}: {line[:80]!r} is no answer of a guest") from None
+        self._sent += 1
+        self._send(op, (json.dumps({"op": op, "id": self._sent, **parameters}) + "\n").encode(), deadline)
+        while True:
+            line = self._line(op, deadline)
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                raise GuestFailed(f"{op}: {line[:80]!r} is no answer of a guest") from None
+            if answer.pop("id", self._sent) == self._sent:
+                break  # else that of a request which nobody waited for until its end
         if not answer.pop("ok"):
             raise GuestFailed(f"{op}: {answer['error']}")
         return dict(answer)

@@ -39,6 +39,13 @@ UNIT: Final = 1 << 16
 class Kernel:
     """Operations of the agent on what the kernel of its domain drives."""
 
+    def op_kernel_without(self, paths: list[str]) -> Answer:
+        """Refuses a domain that has any of these: what is measured there would be somebody's data."""
+        for path in paths:
+            if Path(path).exists():
+                raise DriverError(f"{path} is there already; the bench wants a domain without it")
+        return {}
+
     def op_kernel_modules(self, names: list[str]) -> Answer:
         """Loads modules of the distribution with what they need."""
         run("modprobe", "-a", *names)
@@ -67,7 +74,8 @@ class Kernel:
         found: list[str] = []
 
         def looked() -> bool:
-            found[:] = [card.name for card in cards.iterdir() if (card / "address").read_text().strip() == mac]
+            with contextlib.suppress(OSError):  # one that has just gone
+                found[:] = [path.parent.name for path in cards.glob("*/address") if path.read_text().strip() == mac]
             return bool(found)
 
         wait(looked, f"a network card {mac}")
@@ -83,9 +91,11 @@ class Kernel:
         for _ in range(count):
             start = clock_ns()
             run("insmod", module)
-            wait(lambda: can_open(path), path)
-            recorder.record(clock_ns() - start)
-            self.op_kernel_unload()
+            try:
+                wait(lambda: can_open(path), path)
+                recorder.record(clock_ns() - start)
+            finally:
+                self.op_kernel_unload()
         return recorded(recorder)
 
     def op_measure_module_config(self, driver: str, count: int) -> Answer:
@@ -170,7 +180,8 @@ def run(*command: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DriverError(f"{' '.join(command)}: {error}") from error
     if done.returncode:
-        raise DriverError(f"{' '.join(command)}: {(done.stderr + done.stdout).strip() or done.returncode}")
+        said = "; ".join((done.stderr + done.stdout).strip().split("\n")[:3])
+        raise DriverError(f"{' '.join(command)}: {said or done.returncode}")
 
 
 def wait(condition: Callable[[], bool], what: str) -> None:

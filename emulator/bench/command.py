@@ -92,8 +92,8 @@ def command(
     """Measure round trips of the config ring, the machine's limit, and what one would use instead.
 
     The two sides of each row run in two processes on two cores (two threads of one, where it is the only one), on Xen
-    in two domains; rows take turns in ten rounds. Nothing else should run meanwhile. Figures are nanoseconds from
-    request to answer, but for memory. Without Xen it needs nothing: it makes a local machine of its own.
+    in two domains; most rows take turns in ten rounds. Nothing else should run meanwhile. Figures are nanoseconds from
+    request to answer, but for memory and streams. Without Xen it needs nothing: it makes a local machine of its own.
     """
     measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, module, count)
     if plot_path is not None:

@@ -10,12 +10,11 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from cpp_ring.store import Store, Transaction
-from emulator.bench.errors import ProcessFailed
+from cpp_ring.store import Store, StoreError, Transaction
 from emulator.child import die_with_parent
 from emulator.exit_codes import ExitCode, Failure
 from emulator.store_paths import State
@@ -30,10 +29,13 @@ def command(*words: str) -> str:
     """Output. Raises Failure with what it said."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Failure(ExitCode.NOT_INSTALLED, f"{words[0]}: {error}") from error
+    except OSError as error:
+        raise Failure(ExitCode.NOT_INSTALLED, f"{words[0]}: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Failure(ExitCode.TIMED_OUT, str(error)) from error
     if done.returncode:
-        raise Failure(ExitCode.REFUSED, f"{' '.join(words)}: {done.stderr.strip() or done.returncode}")
+        said = "; ".join(done.stderr.split("\n")[:3]).strip("; ")
+        raise Failure(ExitCode.REFUSED, f"{' '.join(words)}: {said or done.returncode}")
     return done.stdout.strip()
 
 
@@ -47,10 +49,14 @@ class XenDevice:
         self._domid = domid
 
     def write(self, back: Mapping[str, str], front: Mapping[str, str]) -> None:
+        """Raises Failure: there is such a device already."""
         common_back = {"frontend": self.front, "frontend-id": str(self._domid), "online": "1", "state": "1"}
         common_front = {"backend": self.back, "backend-id": "0", "state": "1"}
 
         def change(nodes: Transaction) -> None:
+            for directory in (self.back, self.front):
+                if nodes.read_optional(directory) is not None:
+                    raise Failure(ExitCode.REFUSED, f"{directory} is there already: detach it, or take another domain")
             for directory, owner, reader, content in (
                 (self.back, 0, self._domid, {**back, **common_back}),
                 (self.front, self._domid, 0, {**front, **common_front}),
@@ -62,23 +68,27 @@ class XenDevice:
 
         self._store.transact(change)
 
-    def await_state(self, *states: State) -> None:
-        """Until the backend is in one of them. Raises TimeoutError."""
+    def await_state(self, *states: State, alive: Callable[[], bool] = lambda: True) -> bool:
+        """Until the backend is in one of them; False: it is no longer `alive`. Raises TimeoutError."""
         deadline = time.monotonic() + PATIENCE
         wanted = [str(int(state)) for state in states]
         while self._store.read_optional(f"{self.back}/state") not in wanted:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.back} did not become {states[0].name} in {PATIENCE:g} s")
+            if not alive():
+                return False
             time.sleep(0.01)
+        return True
 
-    def remove(self) -> None:
-        """As libxl unplugs it; by force after a while."""
-        with contextlib.suppress(TimeoutError):
+    def remove(self, alive: Callable[[], bool] = lambda: True) -> None:
+        """As libxl unplugs it; by force after a while, or if the backend is not `alive`. Raises nothing."""
+        with contextlib.suppress(TimeoutError, StoreError):
             self._store.write(f"{self.back}/online", "0")
             self._store.write(f"{self.back}/state", str(int(State.CLOSING)))
-            self.await_state(State.CLOSED)
-        self._store.rm(self.back)
-        self._store.rm(self.front)
+            self.await_state(State.CLOSED, alive=alive)
+        with contextlib.suppress(StoreError):  # the domain is gone, and its nodes with it
+            self._store.rm(self.back)
+            self._store.rm(self.front)
 
 
 @contextlib.contextmanager
@@ -101,34 +111,53 @@ def blkback(store: Store, domid: int, number: int, disk: Path) -> Iterator[None]
 
 @contextlib.contextmanager
 def qdisk(store: Store, domid: int, number: int, disk: Path) -> Iterator[bool]:
-    """QEMU's backend on the same file, in dom0's user space. Whether there is such a QEMU."""
+    """QEMU's backend on the same file, in dom0's user space. Whether there is one that can serve it."""
     program = next(filter(None, map(shutil.which, QEMUS)), None)
-    if program is None:
+    if program is None or not opens_direct(disk):
         yield False
         return
     device = XenDevice(store, "qdisk", "vbd", domid, number)
     device.write(disk_back(number, "qdisk", f"aio:{disk}"), disk_front(number))
+    with qemu(program, domid) as process:
+
+        def alive() -> bool:
+            return process.poll() is None
+
+        try:
+            # One that was built without Xen ends at once.
+            yield device.await_state(State.CONNECTED, alive=alive)
+        finally:
+            device.remove(alive)
+
+
+def opens_direct(path: Path) -> bool:
+    """As QEMU opens it."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def qemu(program: str, domid: int) -> Iterator[subprocess.Popen[bytes]]:
     options = ["-xen-domid", str(domid), "-xen-attach", "-M", "xenpv", "-m", "1", "-nodefaults", "-display", "none"]
     process = subprocess.Popen(
         [program, *options, "-no-shutdown"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         preexec_fn=die_with_parent(),
     )
     try:
-        try:
-            device.await_state(State.CONNECTED)
-        except TimeoutError:
-            if process.poll() is not None and process.stderr is not None:
-                said = process.stderr.read().decode(errors="replace").strip()
-                raise ProcessFailed(f"{program} ended with {process.returncode}: {said}") from None
-            raise
-        yield True
-        device.remove()
+        yield process
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def disk_back(number: int, kind: str, params: str) -> dict[str, str]:

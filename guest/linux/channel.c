@@ -11,10 +11,7 @@
 #include "trace.h"
 #include "vmsgx.h"
 
-/*
- * A sleeper looks at the backend's live byte at least this often, for one that died without an
- * event.
- */
+/* How often a sleeper looks at the live byte at least: a backend may die without an event. */
 #define LONGEST_SLEEP (HZ / 10)
 /*
  * Milliseconds that a driver's call waits for a backend that is away: an emulator that is started

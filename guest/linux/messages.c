@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * The messages of virtio-msg (docs/protocol.md section 2), each an exchange. Answers are checked
- * here.
- */
+/* The messages of virtio-msg (docs/protocol.md section 2), each an exchange; checks answers. */
 #include "vmsgx.h"
 
 /* Answers of one size only. */
@@ -96,8 +93,10 @@ static int config_answer(struct vmsgx_device *dev, const void *answer, int got, 
 /* At most VMSG_MAX_CONFIG_DATA bytes. -EINVAL: not in the device's config space. */
 int vmsgx_get_config(struct vmsgx_device *dev, u32 offset, void *data, u32 size, u32 *generation)
 {
-	const struct vmsg_config_range range = {.offset = cpu_to_le32(offset),
-						.size = cpu_to_le32(size)};
+	const struct vmsg_config_range range = {
+		.offset = cpu_to_le32(offset),
+		.size = cpu_to_le32(size),
+	};
 	struct {
 		struct vmsg_config head;
 		u8 data[VMSG_MAX_CONFIG_DATA];
@@ -147,9 +146,9 @@ int vmsgx_set_status(struct vmsgx_device *dev, u32 status, u32 *result)
 static int get_vqueue(struct vmsgx_device *dev, u32 index, struct vmsg_vqueue *answer)
 {
 	const struct vmsg_index request = { .index = cpu_to_le32(index) };
-	int err =
-		exchange(dev, VMSG_GET_VQUEUE, &request, sizeof(request), answer, sizeof(*answer));
+	int err;
 
+	err = exchange(dev, VMSG_GET_VQUEUE, &request, sizeof(request), answer, sizeof(*answer));
 	if (err)
 		return err;
 	return le32_to_cpu(answer->index) == index ? 0 : lie(dev);
@@ -183,12 +182,11 @@ int vmsgx_set_vqueue(struct vmsgx_device *dev, const struct vmsgx_queue *queue)
 		err = get_vqueue(dev, queue->index, &taken);
 	if (err)
 		return err;
-	return taken.size == request.size &&
-			       taken.descriptor_address == request.descriptor_address &&
-			       taken.driver_address == request.driver_address &&
-			       taken.device_address == request.device_address
-		       ? 0
-		       : -EINVAL;
+	if (taken.size != request.size || taken.driver_address != request.driver_address ||
+	    taken.descriptor_address != request.descriptor_address ||
+	    taken.device_address != request.device_address)
+		return -EINVAL;
+	return 0;
 }
 
 int vmsgx_reset_vqueue(struct vmsgx_device *dev, u32 index)

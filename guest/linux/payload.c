@@ -163,10 +163,9 @@ void vmsgx_chain_measure(struct vmsgx_queue *queue, unsigned int head, struct vm
 void vmsgx_chain_describe(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_chain *chain,
 			  const struct vmsgx_shape *shape)
 {
+	unsigned int table_units = units_of(shape->pieces * sizeof(struct vring_desc));
 	size_t begin = (size_t)chain->start * VMSGX_UNIT;
-	size_t table_at = begin + (size_t)(chain->units -
-					   units_of(shape->pieces * sizeof(struct vring_desc))) *
-					  VMSGX_UNIT;
+	size_t table_at = begin + (size_t)(chain->units - table_units) * VMSGX_UNIT;
 	struct vring_desc *table = shape->indirect ? queue->pool.vaddr + table_at : queue->desc;
 	unsigned int done = 0, slot = 0, next;
 	u64 piece_at = begin, at = begin;

@@ -277,7 +277,7 @@ static void call_driver(struct vmsgx_queue *queue)
 
 static void look_again(struct vmsgx_queue *queue)
 {
-	hrtimer_start(&queue->look, ns_to_ktime(LOOK_NS), HRTIMER_MODE_REL_HARD);
+	hrtimer_start(&queue->look, ns_to_ktime(LOOK_NS), HRTIMER_MODE_REL);
 }
 
 /* The driver made buffers available. Any context; never waits. */
@@ -302,11 +302,11 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 }
 
 /*
- * Looks after a queue that has no callback while it has requests. Hard interrupt context: its
- * driver looks for the answer in a loop, perhaps with bottom halves off, and that may be all that
- * this CPU does. No softirq, no work and no event that was throttled gets through to it there. Such
- * requests do not wait for a backend that is away, and one that is there has as long as for an
- * exchange.
+ * Looks after a queue that has no callback while it has requests. Hard interrupt context, but with
+ * PREEMPT_RT, where whoever spins can be preempted: its driver looks for the answer in a loop,
+ * perhaps with bottom halves off, and that may be all that this CPU does. No softirq, no work and
+ * no event that was throttled gets through to it there. Such requests do not wait for a backend
+ * that is away, and one that is there has as long as for an exchange.
  */
 enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 {
@@ -317,8 +317,9 @@ enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 	bool lied = false;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	if (queue->vq)
-		relay(queue, &lied);
+	if (!queue->vq)
+		goto out;
+	relay(queue, &lied);
 	if (lied || (unanswered(queue) && ktime_after(ktime_get(), queue->deadline))) {
 		if (lied)
 			WRITE_ONCE(dev->lied, true);
@@ -333,6 +334,7 @@ enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 	}
 	if (unanswered(queue))
 		look_again(queue);
+out:
 	spin_unlock_irqrestore(&queue->lock, flags);
 	return HRTIMER_NORESTART;
 }

@@ -12,9 +12,9 @@
 static void setup_look(struct vmsgx_queue *queue)
 {
 #ifdef VMSGX_HAVE_HRTIMER_SETUP
-	hrtimer_setup(&queue->look, vmsgx_queue_look, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
+	hrtimer_setup(&queue->look, vmsgx_queue_look, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
 #else
-	hrtimer_init(&queue->look, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
+	hrtimer_init(&queue->look, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
 	queue->look.function = vmsgx_queue_look;
 #endif
 }
@@ -138,12 +138,12 @@ static void del_vq(struct vmsgx_queue *queue)
 {
 	struct virtqueue *vq = queue->vq;
 
-	vmsgx_queue_forget(queue);
 	spin_lock_irq(&queue->lock);
 	queue->vq = NULL;
 	queue->driver = NULL;
 	queue->call_later = false;
 	spin_unlock_irq(&queue->lock);
+	vmsgx_queue_forget(queue);	/* after that: nothing is taken any longer */
 	hrtimer_cancel(&queue->look);	/* not started again: nothing is unanswered */
 	if (queue->irq)
 		synchronize_irq(queue->irq);	/* its handler may be calling the driver */
@@ -235,8 +235,8 @@ static int find_vqs(struct vmsgx_device *dev, unsigned int count, struct virtque
 			err = -ENOENT;
 			break;
 		}
-		vqs[i] =
-			setup_vq(dev, index++, callback_of(wanted, i), name, context_of(wanted, i));
+		vqs[i] = setup_vq(dev, index++, callback_of(wanted, i), name,
+				  context_of(wanted, i));
 		if (IS_ERR(vqs[i])) {
 			err = PTR_ERR(vqs[i]);
 			break;

@@ -39,6 +39,14 @@ def test_a_whole_frame_leaves_with_an_empty_header(features: int) -> None:
     assert transmitted(bytes(13), rules=rules) is None
 
 
+def test_segments_are_bounded_for_a_driver_that_knows_of_no_mtu() -> None:
+    rules = HeaderRules(OFFLOADS, 65535, MTU)
+    data = tcp4(MAC, PAYLOAD)
+    assert transmitted(data, 1, TSO4, 54, MTU - 40, 34, 16, rules=rules) is not None
+    assert transmitted(data, 1, TSO4, 54, MTU - 39, 34, 16, rules=rules) is None
+    assert transmitted(frame(payload=bytes(9000)), rules=rules) == bytes(12)
+
+
 def test_a_checksum_is_completed_within_the_frame_only() -> None:
     data = frame(payload=bytes(100))
     assert transmitted(data, 0xFF, 0, 9, 9, 34, 16, 9) == header(1, 0, 0, 0, 34, 16)

@@ -36,7 +36,7 @@ def test_a_run_gives_every_row_and_leaves_nothing(domu: Domu, tmp_path: Path) ->
     assert "virtio_msg_xen" not in domu.run("lsmod").output
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     assert "vdm-bench" not in links
-    for kind in ("virtio-msg", "vbd", "vif"):
+    for kind in ("virtio-msg", "vbd", "qdisk", "vif"):
         path = f"/local/domain/0/backend/{kind}/{domu.domid}"
         left = subprocess.run(["xenstore-list", path], capture_output=True, text=True, check=False)
         assert left.stdout == "", path

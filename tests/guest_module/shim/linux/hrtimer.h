@@ -9,7 +9,7 @@
 typedef s64 ktime_t;
 
 enum hrtimer_restart { HRTIMER_NORESTART, HRTIMER_RESTART };
-enum hrtimer_mode { HRTIMER_MODE_REL, HRTIMER_MODE_REL_HARD };
+enum hrtimer_mode { HRTIMER_MODE_REL };
 
 struct hrtimer {
     enum hrtimer_restart (*function)(struct hrtimer*);
