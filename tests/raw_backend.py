@@ -308,6 +308,8 @@ class RawBackend:
         if self._thread.is_alive():
             self._thread.join(PATIENCE)
             assert not self._thread.is_alive()
+        # A domain cannot vanish while its pages are mapped, and `corrupt` may well refer to us, who refer to it.
+        self.fe = self.be = None
         for path in (self.frontend_path, self.path):
             with contextlib.suppress(StoreError):
                 self.store.rm(path)
