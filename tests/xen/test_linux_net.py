@@ -135,16 +135,18 @@ def test_a_card_has_a_queue_pair_for_each_cpu(bridge: None) -> None:
     ip(f"tuntap add dev {SECOND_TAP} mode tap")
     ip(f"link set {SECOND_TAP} master {BRIDGE} up")
     try:
-        with Domu("pv", vcpus=2, cpus="0-1") as domu, module(domu), Emulator(domu, f"net,tap={SECOND_TAP},queues=2"):
-            await_path(domu, CARD)
-            assert shell(domu, f"ls {CARD}/queues").split() == ["rx-0", "rx-1", "tx-0", "tx-1"]
-            shell(domu, f"ip addr add {THERE_TOO}/24 dev eth0 && ip link set eth0 up")
-            until(lambda: domu.run(f"ping -c 1 -W 1 {HERE}").code == 0, "nothing comes back")
-            for cpu in range(2):
-                before = received(domu)
-                assert " 5 packets received" in shell(domu, f"taskset {1 << cpu:x} ping -c 5 -i 0.01 {HERE}")
-                after = received(domu)
-                assert after[cpu] > before[cpu], (cpu, before, after)
+        with Domu("pv", vcpus=2, cpus="0-1") as domu, module(domu):
+            with Emulator(domu, f"net,tap={SECOND_TAP},queues=2"):
+                await_path(domu, CARD)
+                assert shell(domu, f"ls {CARD}/queues").split() == ["rx-0", "rx-1", "tx-0", "tx-1"]
+                shell(domu, f"ip addr add {THERE_TOO}/24 dev eth0 && ip link set eth0 up")
+                until(lambda: domu.run(f"ping -c 1 -W 1 {HERE}").code == 0, "nothing comes back")
+                for cpu in range(2):
+                    before = received(domu)
+                    assert " 5 packets received" in shell(domu, f"taskset {1 << cpu:x} ping -c 5 -i 0.01 {HERE}")
+                    after = received(domu)
+                    assert after[cpu] > before[cpu], (cpu, before, after)
+            await_gone(domu, CARD)
     finally:
         ip(f"link del {SECOND_TAP}")
 
