@@ -64,8 +64,8 @@ class Kernel:
         wait(lambda: subprocess.run(["rmmod", MODULE], capture_output=True, check=False).returncode == 0, "rmmod")
         return {}
 
-    def op_kernel_wait(self, path: str, there: bool = True) -> Answer:
-        wait(lambda: Path(path).exists() == there, f"{path} to {'appear' if there else 'vanish'}")
+    def op_kernel_wait(self, path: str) -> Answer:
+        wait(lambda: Path(path).exists(), path)
         return {}
 
     def op_kernel_address(self, mac: str, address: str) -> Answer:

@@ -17,10 +17,10 @@ from typing import Any, Final
 from cpp_ring import LatencyRecorder, pin_thread
 from emulator.bench import keyboard
 from emulator.bench.rows import LIMIT, Row
-from emulator.bench.run import Measured, Result, machine_line, take_turns
-from emulator.bench.xen_drivers import blkback, command, netback, qdisk
+from emulator.bench.run import Measured, Result, take_turns
+from emulator.bench.xen_drivers import MINORS, XVDA, blkback, command, netback, qdisk
 from emulator.bench.xen_peers import XenPeers
-from emulator.bench.xen_site import XenSite, open_xen_site
+from emulator.bench.xen_site import XenSite, open_xen_site, xen_machine_line
 from emulator.cpus import allowed
 from emulator.exit_codes import Failure
 from emulator.guest_process import GuestFailed, GuestProcess, decoded
@@ -35,7 +35,7 @@ PROBES: Final = 10
 AWAKE_US: Final = 10_000
 """How long both sides spin: longer than either needs in software emulation."""
 STREAM_BYTES: Final = 4 << 20
-XVDB, XVDC = 51728, 51744
+XVDB, XVDC = XVDA + MINORS, XVDA + 2 * MINORS
 VIF: Final = 1
 BRIDGE, TAP = "vdm-bench", "vdm-bench-tap"
 NET: Final = "10.247.{}.{}"
@@ -74,11 +74,7 @@ def run(
             table = list(_requests(site, domid, guest, module, serving))
             take_turns(table, count, progress, BUDGET)
         rows |= {entry.row.name: entry.row for entry in table}
-    machine = machine_line("xen") | {"backend-cpu": cpu, "frontend-cpu": site.client_cpu}
-    if about["guest"] is not None:
-        machine["guest"] = about["guest"]
-    machine["guest-kernel"] = about["kernel"]
-    return Result(machine, rows)
+    return Result(xen_machine_line(site, about), rows)
 
 
 def _exchanges(

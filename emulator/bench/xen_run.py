@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cpp_ring import pin_thread
 from emulator.bench.rows import LIMIT, Row
-from emulator.bench.run import Measured, Result, config_rows, machine_line, take_turns
+from emulator.bench.run import Measured, Result, config_rows, take_turns
 from emulator.bench.site import measure_pss, measure_start
 from emulator.bench.xen_peers import XenPeers
-from emulator.bench.xen_site import XenSite, open_xen_site
+from emulator.bench.xen_site import XenSite, open_xen_site, xen_machine_line
 from emulator.cpus import allowed
 from emulator.guest_process import GuestProcess
 
@@ -46,11 +46,7 @@ def run(domid: int, guest_command: Sequence[str], count: int, progress: Callable
         measure_start(site, domid, max(1, int(STARTS * share)), start.recorder)
         progress(0.9, pss.name)
         measure_pss(site, [domid], pss.recorder)
-    machine = machine_line("xen") | {"backend-cpu": cpu, "frontend-cpu": site.client_cpu}  # of their domains' own
-    if about["guest"] is not None:
-        machine["guest"] = about["guest"]
-    machine["guest-kernel"] = about["kernel"]
-    return Result(machine, rows | {start.name: start, pss.name: pss})
+    return Result(xen_machine_line(site, about), rows | {start.name: start, pss.name: pss})
 
 
 def _measured(site: XenSite, domid: int, guest: GuestProcess, stack: contextlib.ExitStack) -> Iterator[Measured]:

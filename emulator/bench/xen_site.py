@@ -6,9 +6,11 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cpp_ring.store import StoreError
 from emulator import backend_nodes
+from emulator.bench.run import machine_line
 from emulator.bench.site import Site
 from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestFailed, GuestProcess
@@ -49,6 +51,15 @@ class XenSite(Site):
             guest.close()
             raise Failure(ExitCode.USAGE, f"--guest starts a guest in domain {found}, --domid says {domid}")
         return guest
+
+
+def xen_machine_line(site: XenSite, about: dict[str, Any]) -> dict[str, str | int]:
+    """What the figures of a run between two domains depend on; `about`: what the guest says of itself."""
+    # CPUs of each domain's own.
+    machine = machine_line("xen") | {"backend-cpu": site.server_cpu, "frontend-cpu": site.client_cpu}
+    if about["guest"] is not None:
+        machine["guest"] = about["guest"]
+    return machine | {"guest-kernel": about["kernel"]}
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ void vmsgx_lost(struct vmsgx_device *dev)
 }
 
 /* Every request fails from here on, those in flight first. Once. Under vmsgx_device.lock. */
-static void end(struct vmsgx_device *dev)
+void vmsgx_end(struct vmsgx_device *dev)
 {
 	unsigned int i;
 
@@ -53,10 +53,11 @@ void vmsgx_give_up(struct vmsgx_device *dev, const char *why)
 	}
 	dev_err(&dev->xdev->dev, "%s (its last objection: %u, %u); the device is broken\n", why,
 		code, detail);
-	end(dev);
+	vmsgx_end(dev);
 }
 
-static void disconnect(struct vmsgx_device *dev)
+/* Under vmsgx_device.lock. */
+void vmsgx_disconnect(struct vmsgx_device *dev)
 {
 	WRITE_ONCE(dev->up, false);
 	vmsgx_queues_stop(dev);
@@ -154,7 +155,7 @@ static int offer(struct vmsgx_device *dev)
 	if (!err)
 		err = publish_nodes(dev);
 	if (err) {
-		disconnect(dev);
+		vmsgx_disconnect(dev);
 		return err;
 	}
 	dev->offered = true;
@@ -266,7 +267,7 @@ static void look(struct vmsgx_device *dev)
 static void begin_again(struct vmsgx_device *dev)
 {
 	if (dev->offered) {
-		disconnect(dev);
+		vmsgx_disconnect(dev);
 		if (hopeless(dev)) {
 			vmsgx_give_up(dev, "the backend closes the channel again and again");
 			return;
@@ -288,7 +289,7 @@ static void unplug(struct vmsgx_device *dev)
 	 * all.
 	 */
 	if (!READ_ONCE(dev->up) && !dev->dead)
-		end(dev);
+		vmsgx_end(dev);
 	queue_work(vmsgx_workqueue, &dev->bus_work);
 	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
 }
@@ -299,7 +300,7 @@ static void forget_the_old_xen(struct vmsgx_device *dev)
 	unsigned int i;
 
 	dev->resumed = false;
-	disconnect(dev);
+	vmsgx_disconnect(dev);
 	vmsgx_grants_renew(&dev->arena, dev->xdev->otherend_id);
 	for (i = 0; i < dev->queue_count; i++) {
 		vmsgx_grants_renew(&dev->queues[i].read_area, dev->xdev->otherend_id);
@@ -317,7 +318,7 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 	}
 	if (dev->unplugged || dev->removing) {
 		if (!up && !dev->dead)
-			end(dev);
+			vmsgx_end(dev);
 		return;
 	}
 	if (dev->dead && state != XenbusStateUnknown && state != XenbusStateClosing &&
@@ -326,7 +327,7 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 	switch (state) {
 	case XenbusStateInitWait:
 		if (dev->met)
-			disconnect(dev);
+			vmsgx_disconnect(dev);
 		if (!dev->offered)
 			try_offer(dev);
 		break;
@@ -392,100 +393,9 @@ void vmsgx_retry_work(struct work_struct *work)
 	mutex_lock(&dev->lock);
 	if (dev->offered && !dev->met && !dev->removing &&
 	    xenbus_read_driver_state(dev->xdev->otherend) == XenbusStateInitWait)
-		disconnect(dev);
+		vmsgx_disconnect(dev);
 	if (dev->unplugged && dev->virtio)
 		queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
 	mutex_unlock(&dev->lock);
 	queue_work(vmsgx_workqueue, &dev->state_work);
-}
-
-static void release(struct device *device)
-{
-	kfree(container_of(dev_to_virtio(device), struct vmsgx_virtio, vdev));
-}
-
-static void register_device(struct vmsgx_device *dev)
-{
-	struct vmsgx_virtio *virtio = kzalloc(sizeof(*virtio), GFP_KERNEL);
-	int err;
-
-	if (!virtio)
-		return;
-	virtio->dev = dev;
-	virtio->vdev.dev.parent = &dev->xdev->dev;
-	virtio->vdev.dev.release = release;
-	virtio->vdev.config = &vmsgx_config_ops;
-	virtio->vdev.id.device = dev->info.device_id;
-	virtio->vdev.id.vendor = dev->info.vendor_id;
-	mutex_lock(&dev->lock);
-	dev->virtio = virtio;
-	mutex_unlock(&dev->lock);
-	err = register_virtio_device(&virtio->vdev);
-	if (!err)
-		return;
-	dev_err(&dev->xdev->dev, "cannot register the virtio device: %d\n", err);
-	mutex_lock(&dev->lock);
-	dev->virtio = NULL;
-	mutex_unlock(&dev->lock);
-	put_device(&virtio->vdev.dev);
-}
-
-static void unregister_device(struct vmsgx_device *dev)
-{
-	struct vmsgx_virtio *virtio = dev->virtio;
-
-	get_device(&virtio->vdev.dev);	/* until nobody can find it here */
-	unregister_virtio_device(&virtio->vdev);
-	mutex_lock(&dev->lock);
-	dev->virtio = NULL;
-	mutex_unlock(&dev->lock);
-	put_device(&virtio->vdev.dev);
-}
-
-/*
- * Drivers come and go here, and wait for what they like: it is state_work that keeps them from
- * waiting for ever.
- */
-void vmsgx_bus_work(struct work_struct *work)
-{
-	struct vmsgx_device *dev = container_of(work, struct vmsgx_device, bus_work);
-
-	if (!dev->unplugged) {
-		if (!dev->virtio && READ_ONCE(dev->up))
-			register_device(dev);
-		return;
-	}
-	if (dev->virtio)
-		unregister_device(dev);
-	mutex_lock(&dev->lock);
-	disconnect(dev);
-	mutex_unlock(&dev->lock);
-	if (!dev->removing)
-		xenbus_switch_state(dev->xdev, XenbusStateClosed);
-}
-
-/* The end of what main.c began. The backend may be there or not. */
-void vmsgx_close(struct vmsgx_device *dev)
-{
-	/* Once it has vanished, what appears there by the time we are done is another device's. */
-	bool ours = xenbus_exists(XBT_NIL, dev->xdev->nodename, "");
-
-	mutex_lock(&dev->lock);
-	dev->removing = true;
-	dev->unplugged = true;
-	if (!READ_ONCE(dev->up) && !dev->dead)
-		end(dev);
-	mutex_unlock(&dev->lock);
-	queue_work(vmsgx_workqueue, &dev->bus_work);
-	flush_work(&dev->bus_work);
-	cancel_delayed_work_sync(&dev->retry_work);
-	cancel_work_sync(&dev->state_work);
-	/* What they may have begun meanwhile. */
-	cancel_delayed_work_sync(&dev->retry_work);
-	cancel_work_sync(&dev->bus_work);
-	if (ours)
-		xenbus_switch_state(dev->xdev, XenbusStateClosing);
-	vmsgx_queues_free(dev);
-	if (ours)
-		xenbus_switch_state(dev->xdev, XenbusStateClosed);
 }

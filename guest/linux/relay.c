@@ -52,6 +52,19 @@ static void fail(struct vmsgx_queue *queue, unsigned int head)
 	give_back(queue, head, 0);
 }
 
+/* Whether there were any. */
+static bool fail_waiting(struct vmsgx_queue *queue)
+{
+	struct vmsgx_chain *chain, *following;
+	bool failed = !list_empty(&queue->waiting);
+
+	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
+		list_del_init(&chain->link);
+		fail(queue, chain - queue->chains);
+	}
+	return failed;
+}
+
 static void release(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 {
 	vmsgx_pool_give(&queue->pool, chain->start, chain->units);
@@ -191,14 +204,8 @@ static bool fill(struct vmsgx_queue *queue)
 	if (!queue->driver)
 		return false;	/* between RING_RESET's two halves */
 	take(queue);
-	if (READ_ONCE(queue->dev->dead)) {
-		list_for_each_entry_safe(chain, following, &queue->waiting, link) {
-			list_del_init(&chain->link);
-			fail(queue, chain - queue->chains);
-			failed = true;
-		}
-		return failed;
-	}
+	if (READ_ONCE(queue->dev->dead))
+		return fail_waiting(queue);
 	if (!queue->running)
 		return false;
 	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
@@ -312,7 +319,6 @@ enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 {
 	struct vmsgx_queue *queue = container_of(timer, struct vmsgx_queue, look);
 	struct vmsgx_device *dev = queue->dev;
-	struct vmsgx_chain *chain, *following;
 	unsigned long flags;
 	bool lied = false;
 
@@ -326,10 +332,7 @@ enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 		else if (queue->published_count && vmsgx_backend_alive(dev))
 			WRITE_ONCE(dev->late, true);	/* it might still write into the pool */
 		withdraw(queue);
-		list_for_each_entry_safe(chain, following, &queue->waiting, link) {
-			list_del_init(&chain->link);
-			fail(queue, chain - queue->chains);
-		}
+		fail_waiting(queue);
 		queue_work(vmsgx_workqueue, &dev->state_work);
 	}
 	if (unanswered(queue))

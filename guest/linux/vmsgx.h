@@ -239,10 +239,15 @@ extern struct workqueue_struct *vmsgx_workqueue;
 /* ---- connection.c ---------------------------------------------------------------------------- */
 
 void vmsgx_state_work(struct work_struct *work);
-void vmsgx_bus_work(struct work_struct *work);
 void vmsgx_retry_work(struct work_struct *work);
 void vmsgx_lost(struct vmsgx_device *dev);
+void vmsgx_end(struct vmsgx_device *dev);
 void vmsgx_give_up(struct vmsgx_device *dev, const char *why);
+void vmsgx_disconnect(struct vmsgx_device *dev);
+
+/* ---- registration.c ------------------------------------------------------------------------ */
+
+void vmsgx_bus_work(struct work_struct *work);
 void vmsgx_close(struct vmsgx_device *dev);
 
 /* ---- ports.c --------------------------------------------------------------------------------- */

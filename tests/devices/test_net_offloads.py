@@ -12,6 +12,7 @@ import pytest
 from devices import OptionError
 from devices.features import mask
 from devices.net import Net
+from devices.net_backends import TapBackend
 from devices.net_config import (
     F_CSUM,
     F_CTRL_GUEST_OFFLOADS,
@@ -104,6 +105,32 @@ def test_a_frame_of_many_segments_goes_to_the_kernel_as_one(make: Make, kernel: 
     driver.transmit(frame())
     assert kernel.receive() == header() + frame()
     assert driver.net.counters == {"transmitted": 3}
+
+
+def test_segments_fit_the_interface_where_nobody_said_an_mtu(
+    make: Make, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TapBackend, "mtu", lambda _: 1500)
+    fits, too_large = header(1, TSO4, 54, 1460, 34, 16), header(1, TSO4, 54, 1461, 34, 16)
+    data = tcp4(OTHER, os.urandom(LARGE))
+    driver = make()
+    driver.transmit(data, header=too_large)
+    assert kernel.receive() is None
+    driver.transmit(data, header=fits)
+    assert kernel.receive() == fits + data
+    # What was said counts, also for a driver that does not know of it.
+    driver = make(OFFLOADS, mtu=9000)
+    driver.transmit(data, header=too_large)
+    assert kernel.receive() == too_large + data
+
+
+def test_the_mtu_of_an_interface_is_what_it_has_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("devices.net_backends._INTERFACES", tmp_path)
+    tap = TapBackend("tap0")
+    assert tap.mtu() == 65535
+    (tmp_path / "tap0").mkdir()
+    (tmp_path / "tap0" / "mtu").write_text("9000\n")
+    assert tap.mtu() == 9000
 
 
 def test_what_was_not_negotiated_is_dropped_and_counted(make: Make, kernel: Kernel) -> None:

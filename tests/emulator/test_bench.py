@@ -121,6 +121,22 @@ def test_a_command_that_starts_no_guest_is_said(command: list[str], says: str) -
         guest.request("about")
 
 
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+    agent = tmp_path / "agent.py"
+    agent.write_text(
+        "import json, sys\n"
+        "first = json.loads(input())\n"
+        "second = json.loads(input())\n"
+        "for command in (first, second):\n"
+        "    print(json.dumps({'ok': True, 'id': command['id'], 'op': command['op']}), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with GuestProcess("xen", 1, command=[sys.executable, str(agent)]) as guest:
+        with pytest.raises(GuestTimedOut):
+            guest.request("slow", answer_within=0.01)
+        assert guest.request("quick") == {"op": "quick"}
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -11,7 +11,7 @@ from tests.xen.serving import until
 
 MODULE: Final = "/rig/site/module/virtio_msg_xen.ko"
 DRIVERS: Final = "virtio_ring virtio_blk virtio_net virtio-rng crc32c_generic ext4"
-UNBIND: Final = "/sys/bus/xen/drivers/virtio-msg/unbind"
+DRIVER: Final = "/sys/bus/xen/drivers/virtio-msg"
 TIMEOUT: Final = "/sys/module/virtio_msg_xen/parameters/timeout_ms"
 TRACING: Final = "/sys/kernel/tracing"
 
@@ -37,9 +37,12 @@ def deadline(domu: Domu, milliseconds: int) -> Iterator[None]:
 
 
 def unload(domu: Domu) -> None:
-    """A bound device keeps the module in use, and one that has vanished until its driver is done with it."""
-    unbind = f"cd {UNBIND.rsplit('/', 1)[0]} && for device in virtio-msg-*; do echo $device > {UNBIND}; done"
-    domu.run(unbind)
+    """A bound device keeps the module in use, and one that has vanished until its driver is done with it.
+
+    Those that are vanishing are left to themselves: xenbus locks up if one is unbound just then (docs/guest.md).
+    """
+    there = "xenstore-exists device/virtio-msg/${device##*-}"
+    domu.run(f"cd {DRIVER} && for device in virtio-msg-*; do {there} && echo $device > unbind; done")
     until(lambda: domu.run("rmmod virtio_msg_xen").code == 0, f"the module stays:\n{log(domu)}")
 
 

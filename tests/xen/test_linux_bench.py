@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from emulator.exit_codes import ExitCode
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import MODULE
+from tests.xen.linux_guest import MODULE, module
 from tests.xen.serving import benched
 
 DISK = ("read.4k.d1", "read.4k.d16", "write.4k.d1", "write.4k.d16", "flush.d1", "flush.d16", "read.64k", "write.64k")
@@ -24,7 +25,17 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("domu", ["pv"], indirect=True)
+pytestmark = pytest.mark.parametrize("domu", ["pv"], indirect=True)
+
+
+def test_a_domain_that_has_what_would_be_written_to_is_refused(domu: Domu) -> None:
+    with module(domu), benched(domu) as bench:
+        done = bench("--module", MODULE)
+    assert done.returncode == ExitCode.PROCESS_FAILED, done.stderr
+    assert "/sys/module/virtio_msg_xen is there already" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_run_gives_every_row_and_leaves_nothing(domu: Domu, tmp_path: Path) -> None:
     with benched(domu) as bench:
         done = bench("--module", MODULE, "--count", "100", "--json", str(tmp_path / "b.json"))
