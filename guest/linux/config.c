@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The virtio device: what a driver may ask of its transport. All of it may sleep but notify, which
- * is in relay.c.
+ * is in queue.c.
  */
 #include <linux/virtio_ids.h>
 

@@ -23,7 +23,10 @@ void vmsgx_lost(struct vmsgx_device *dev)
 	queue_work(vmsgx_workqueue, &dev->state_work);
 }
 
-/* Every request fails from here on, those in flight first. Once. Under vmsgx_device.lock. */
+/*
+ * Every request fails from here on, those in flight first, and the queues break, each when its
+ * driver is ready for that; virtio_break_device() would not ask. Once. Under vmsgx_device.lock.
+ */
 void vmsgx_end(struct vmsgx_device *dev)
 {
 	unsigned int i;
@@ -34,8 +37,6 @@ void vmsgx_end(struct vmsgx_device *dev)
 	for (i = 0; i < dev->queue_count; i++)
 		if (dev->queues[i].vq)
 			vmsgx_queue_abort(&dev->queues[i]);
-	if (dev->virtio)
-		virtio_break_device(&dev->virtio->vdev);
 }
 
 /* For good; says so in one line. Under vmsgx_device.lock. */

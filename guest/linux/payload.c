@@ -67,6 +67,20 @@ static bool walk_next(struct walk *walk, struct buffer *buffer)
 	return false;
 }
 
+/* Of the driver's ring. */
+unsigned int vmsgx_chain_descriptors(struct vmsgx_queue *queue, unsigned int head)
+{
+	struct virtio_device *vdev = queue->vq->vdev;
+	unsigned int count = 1;
+
+	while (virtio16_to_cpu(vdev, queue->driver->desc[head].flags) & VRING_DESC_F_NEXT &&
+	       count < queue->num) {
+		head = virtio16_to_cpu(vdev, queue->driver->desc[head].next);
+		count++;
+	}
+	return count;
+}
+
 static unsigned int units_of(u32 length)
 {
 	return DIV_ROUND_UP(length, VMSGX_UNIT);

@@ -6,15 +6,12 @@
  * The index of a chain's first descriptor names it on both sides, so there is always a descriptor
  * where one is needed, and the pool alone decides how much is in flight.
  */
-#include <linux/bottom_half.h>
+#include <linux/virtio_ids.h>
 #include <linux/virtio_ring.h>
 #include <xen/events.h>
 
 #include "trace.h"
 #include "vmsgx.h"
-
-/* Between two looks at a queue that has requests and no callback. */
-#define LOOK_NS NSEC_PER_MSEC
 
 /* ---- back to the driver ---------------------------------------------------------------------- */
 
@@ -34,7 +31,7 @@ static void give_back(struct vmsgx_queue *queue, unsigned int head, u32 length)
 }
 
 /* Does the driver want to be called for what was given back? */
-static bool wants_call(struct vmsgx_queue *queue)
+bool vmsgx_wants_call(struct vmsgx_queue *queue)
 {
 	/*
 	 * Partner: virtio_ring's barrier after it clears the flag, before it looks at used->idx
@@ -52,17 +49,34 @@ static void fail(struct vmsgx_queue *queue, unsigned int head)
 	give_back(queue, head, 0);
 }
 
+/*
+ * Buffers for what comes in (virtio 1.3 section 5.1.2): nobody waits for them, and virtio_net would
+ * make others available for those that come back, without end. It has them again when it is
+ * removed.
+ */
+static bool receives(const struct vmsgx_queue *queue)
+{
+	return queue->vq->vdev->id.device == VIRTIO_ID_NET && queue->vq->callback &&
+	       queue->index % 2 == 0;
+}
+
 /* Whether there were any. */
-static bool fail_waiting(struct vmsgx_queue *queue)
+bool vmsgx_fail_waiting(struct vmsgx_queue *queue)
 {
 	struct vmsgx_chain *chain, *following;
-	bool failed = !list_empty(&queue->waiting);
 
+	if (list_empty(&queue->waiting) || receives(queue))
+		return false;
+	/* See retire() in queue.c: nobody finds anything in a broken queue. */
+	if (virtqueue_is_broken(queue->vq)) {
+		__virtqueue_unbreak(queue->vq);
+		vmsgx_look_again(queue);
+	}
 	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
 		list_del_init(&chain->link);
 		fail(queue, chain - queue->chains);
 	}
-	return failed;
+	return true;
 }
 
 static void release(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
@@ -85,7 +99,7 @@ static u16 load_used_idx(const struct vmsgx_queue *queue)
  * Takes what the device has used, each word of it read once and checked. -EPROTO: a lie. Every
  * round but the first takes something, however the index moves.
  */
-static int reap(struct vmsgx_queue *queue)
+int vmsgx_reap(struct vmsgx_queue *queue)
 {
 	u16 idx = load_used_idx(queue);
 
@@ -151,7 +165,7 @@ static int put(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 }
 
 /* Looks for chains that the driver made available since, and has them wait. */
-static void take(struct vmsgx_queue *queue)
+void vmsgx_take(struct vmsgx_queue *queue)
 {
 	struct virtio_device *vdev = queue->vq->vdev;
 	const struct vring *ring = queue->driver;
@@ -196,16 +210,16 @@ static void kick(struct vmsgx_queue *queue)
 }
 
 /* Publishes all that fits. Whether a request came back by that, as one that failed. */
-static bool fill(struct vmsgx_queue *queue)
+bool vmsgx_fill(struct vmsgx_queue *queue)
 {
 	struct vmsgx_chain *chain, *following;
 	bool failed = false;
 
 	if (!queue->driver)
 		return false;	/* between RING_RESET's two halves */
-	take(queue);
+	vmsgx_take(queue);
 	if (READ_ONCE(queue->dev->dead))
-		return fail_waiting(queue);
+		return vmsgx_fail_waiting(queue);
 	if (!queue->running)
 		return false;
 	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
@@ -231,22 +245,22 @@ static bool fill(struct vmsgx_queue *queue)
 	return failed;
 }
 
-static bool relay(struct vmsgx_queue *queue, bool *lied)
+bool vmsgx_relay(struct vmsgx_queue *queue, bool *lied)
 {
 	u16 before = queue->driver_used;
 
-	if (queue->running && reap(queue)) {
+	if (queue->running && vmsgx_reap(queue)) {
 		queue->running = false;	/* it is not served further */
 		*lied = true;
 	}
-	fill(queue);
-	return queue->driver_used != before && wants_call(queue);
+	vmsgx_fill(queue);
+	return queue->driver_used != before && vmsgx_wants_call(queue);
 }
 
 /*
  * What is in the device's ring has to be published again, before everything else and in its order.
  */
-static void withdraw(struct vmsgx_queue *queue)
+void vmsgx_withdraw(struct vmsgx_queue *queue)
 {
 	struct vmsgx_chain *chain;
 
@@ -256,214 +270,4 @@ static void withdraw(struct vmsgx_queue *queue)
 	list_splice_init(&queue->published, &queue->waiting);
 	queue->published_count = 0;
 	vmsgx_pool_clear(&queue->pool);
-}
-
-static bool unanswered(const struct vmsgx_queue *queue)
-{
-	return queue->published_count || !list_empty(&queue->waiting);
-}
-
-/*
- * In process context, under vmsgx_device.lock; the driver expects bottom halves to run when its
- * callback has returned. From a broken queue it would take nothing: for what has failed on the way
- * there, the queue is whole once more.
- */
-static void call_driver(struct vmsgx_queue *queue)
-{
-	bool broken = virtqueue_is_broken(queue->vq);
-
-	lockdep_assert_held(&queue->dev->lock);
-	if (broken)
-		__virtqueue_unbreak(queue->vq);
-	local_bh_disable();
-	vring_interrupt(0, queue->vq);
-	local_bh_enable();
-	if (broken)
-		__virtqueue_break(queue->vq);
-}
-
-static void look_again(struct vmsgx_queue *queue)
-{
-	hrtimer_start(&queue->look, ns_to_ktime(LOOK_NS), HRTIMER_MODE_REL);
-}
-
-/* The driver made buffers available. Any context; never waits. */
-bool vmsgx_queue_notify(struct virtqueue *vq)
-{
-	struct vmsgx_queue *queue = vq->priv;
-	unsigned long flags;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	if (fill(queue)) {
-		/* Not from here: the driver may hold a lock that its callback takes. */
-		queue->call_later = true;
-		queue_work(vmsgx_workqueue, &queue->dev->state_work);
-	}
-	if (!vq->callback && unanswered(queue)) {
-		queue->deadline = ktime_add_ms(ktime_get(), vmsgx_timeout_ms);
-		look_again(queue);
-	}
-	spin_unlock_irqrestore(&queue->lock, flags);
-	/* Else virtio_ring would break the queue, and what has failed in it would stay there. */
-	return true;
-}
-
-/*
- * Looks after a queue that has no callback while it has requests. Hard interrupt context, but with
- * PREEMPT_RT, where whoever spins can be preempted: its driver looks for the answer in a loop,
- * perhaps with bottom halves off, and that may be all that this CPU does. No softirq, no work and
- * no event that was throttled gets through to it there. Such requests do not wait for a backend
- * that is away, and one that is there has as long as for an exchange.
- */
-enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
-{
-	struct vmsgx_queue *queue = container_of(timer, struct vmsgx_queue, look);
-	struct vmsgx_device *dev = queue->dev;
-	unsigned long flags;
-	bool lied = false;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	if (!queue->vq)
-		goto out;
-	relay(queue, &lied);
-	if (lied || (unanswered(queue) && ktime_after(ktime_get(), queue->deadline))) {
-		if (lied)
-			WRITE_ONCE(dev->lied, true);
-		else if (queue->published_count && vmsgx_backend_alive(dev))
-			WRITE_ONCE(dev->late, true);	/* it might still write into the pool */
-		withdraw(queue);
-		fail_waiting(queue);
-		queue_work(vmsgx_workqueue, &dev->state_work);
-	}
-	if (unanswered(queue))
-		look_again(queue);
-out:
-	spin_unlock_irqrestore(&queue->lock, flags);
-	return HRTIMER_NORESTART;
-}
-
-/* The device used buffers, or rang for nothing. */
-irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque)
-{
-	struct vmsgx_queue *queue = opaque;
-	unsigned long flags;
-	bool progress, call = false, lied = false;
-	struct virtqueue *vq;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	vq = queue->vq;
-	if (vq)
-		call = relay(queue, &lied);
-	progress = queue->progress;
-	queue->progress = false;
-	trace_vmsgx_interrupt(queue->dev->xdev->nodename, queue->index, queue->used_idx, call);
-	spin_unlock_irqrestore(&queue->lock, flags);
-	if (call)
-		vring_interrupt(irq, vq);
-	if (lied) {
-		WRITE_ONCE(queue->dev->lied, true);
-		queue_work(vmsgx_workqueue, &queue->dev->state_work);
-	}
-	/* A backend that raises events for nothing is throttled (XSA-391). */
-	xen_irq_lateeoi(irq, progress ? 0 : XEN_EOI_FLAG_SPURIOUS);
-	return IRQ_HANDLED;
-}
-
-/* ---- life ------------------------------------------------------------------------------------ */
-
-/*
- * The device is about to begin with this ring at index 0: what is left of an earlier life must not
- * be there when it looks, which is as soon as it takes DRIVER_OK.
- */
-void vmsgx_queue_prepare(struct vmsgx_queue *queue)
-{
-	unsigned long flags;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	queue->avail_idx = 0;
-	queue->kicked_idx = 0;
-	queue->used_idx = 0;
-	memset(queue->read_area.vaddr, 0, queue->read_area.count * PAGE_SIZE);
-	memset(queue->write_area.vaddr, 0, queue->write_area.count * PAGE_SIZE);
-	queue->event_idx = queue->dev->features & BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
-	spin_unlock_irqrestore(&queue->lock, flags);
-}
-
-/*
- * The device has taken DRIVER_OK, or the queue alone: it gets what it had not completed before,
- * then what is new.
- */
-void vmsgx_queue_start(struct vmsgx_queue *queue)
-{
-	unsigned long flags;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	queue->running = true;
-	if (fill(queue)) {
-		queue->call_later = true;
-		queue_work(vmsgx_workqueue, &queue->dev->state_work);
-	}
-	spin_unlock_irqrestore(&queue->lock, flags);
-}
-
-/*
- * The device is gone, for a while perhaps. What it completed before counts; the rest waits. Process
- * context.
- */
-void vmsgx_queue_stop(struct vmsgx_queue *queue)
-{
-	unsigned long flags;
-	bool call;
-	u16 before;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	before = queue->driver_used;
-	if (queue->running)
-		reap(queue);	/* after a lie nothing more counts */
-	call = queue->driver_used != before && wants_call(queue);
-	withdraw(queue);
-	spin_unlock_irqrestore(&queue->lock, flags);
-	if (call)
-		call_driver(queue);
-}
-
-/* The driver reset the device, or this queue: what was in flight is its to take back. */
-void vmsgx_queue_forget(struct vmsgx_queue *queue)
-{
-	struct vmsgx_chain *chain, *following;
-	unsigned long flags;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	withdraw(queue);
-	list_for_each_entry_safe(chain, following, &queue->waiting, link)
-		list_del_init(&chain->link);
-	spin_unlock_irqrestore(&queue->lock, flags);
-}
-
-/* The device was given up: every request fails. Process context. */
-void vmsgx_queue_abort(struct vmsgx_queue *queue)
-{
-	unsigned long flags;
-	bool call;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	withdraw(queue);
-	call = fill(queue);
-	spin_unlock_irqrestore(&queue->lock, flags);
-	if (call)
-		call_driver(queue);
-}
-
-/* Calls that could not be made from where their reason arose. Process context. */
-void vmsgx_queue_call_late(struct vmsgx_queue *queue)
-{
-	unsigned long flags;
-	bool call;
-
-	spin_lock_irqsave(&queue->lock, flags);
-	call = queue->call_later && queue->vq;
-	queue->call_later = false;
-	spin_unlock_irqrestore(&queue->lock, flags);
-	if (call)
-		call_driver(queue);
 }

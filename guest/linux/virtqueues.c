@@ -144,7 +144,7 @@ static void del_vq(struct vmsgx_queue *queue)
 	queue->call_later = false;
 	spin_unlock_irq(&queue->lock);
 	vmsgx_queue_forget(queue);	/* after that: nothing is taken any longer */
-	hrtimer_cancel(&queue->look);	/* not started again: nothing is unanswered */
+	hrtimer_cancel(&queue->look);	/* not started again: there is no vq */
 	if (queue->irq)
 		synchronize_irq(queue->irq);	/* its handler may be calling the driver */
 	free_rings(queue);

@@ -41,11 +41,14 @@ class Popen(Protocol):
 class Process:
     """A `virtio-dm` command that runs, and the lines it writes to standard error."""
 
+    patience = PATIENCE
+
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self._process = self._start(arguments, environment or {})
         self.lines: list[str] = []
         self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
+        # A daemon: one that a failed test leaves keeps nobody from ending.
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Popen:
@@ -68,7 +71,7 @@ class Process:
             return [line for line in self.lines if text in line][count - 1 : count]
 
         with self._changed:
-            assert self._changed.wait_for(found, PATIENCE), f"no line {text!r} in {self.lines}"
+            assert self._changed.wait_for(found, self.patience), f"no line {text!r} in {self.lines}"
             return found()[0]
 
     def signal(self, number: int) -> None:
@@ -76,15 +79,20 @@ class Process:
 
     def wait(self) -> int:
         """Its exit code."""
-        code = self._process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        code = self._process.wait(self.patience)
+        self._reader.join(self.patience)
         return code
 
     def stop(self) -> int:
-        """SIGTERM, and its exit code. Idempotent."""
+        """SIGTERM, and its exit code. Idempotent. One that does not end is killed, so that it is in no other test's way."""
         if self._process.poll() is None:
             self.signal(signal.SIGTERM)
-        return self.wait()
+            self.signal(signal.SIGCONT)  # of a test that failed before it did that itself
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         self._process.kill()

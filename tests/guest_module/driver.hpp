@@ -100,6 +100,7 @@ class Driver {
         outstanding_.clear();
         free_.resize(ring_.num);
         std::iota(free_.rbegin(), free_.rend(), std::uint16_t{0});
+        count();
     }
 
     // Makes a request available, without a notification; returns its head.
@@ -112,6 +113,7 @@ class Driver {
             request.descriptors.push_back(free_.back());
             free_.pop_back();
         }
+        count();
         for (const Piece& piece : pieces) {
             Buffer& buffer = request.buffers.emplace_back(piece);
             for (std::uint32_t i = 0; i < piece.size; ++i)
@@ -152,6 +154,7 @@ class Driver {
             all.push_back({head, element.len, std::move(found->second)});
             outstanding_.erase(found);
         }
+        count();
         return all;
     }
 
@@ -168,6 +171,8 @@ class Driver {
     [[nodiscard]] std::size_t free_descriptors() const { return free_.size(); }
 
   private:
+    void count() { *ring_.num_free = static_cast<unsigned>(free_.size()); }
+
     module_ring ring_{};
     std::uint16_t used_ = 0;
     unsigned serial_ = 0;

@@ -10,6 +10,7 @@
 namespace guest_module {
 
 inline constexpr std::uint32_t small_pool = 4;  // VIRTIO_ID_RNG: 32 units of 512 bytes
+inline constexpr std::uint32_t network_card = 1;
 inline constexpr std::uint32_t large_pool = 2;  // VIRTIO_ID_BLOCK: 4 MiB
 
 class Queue {

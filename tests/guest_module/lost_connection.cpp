@@ -178,14 +178,19 @@ TEST_CASE("a device that is given up fails every request, those in flight first,
         for (const Answer& answer : answers) CHECK(answer.failed());
         CHECK(shim_events.calls == calls + 1);
         CHECK(queue.used_units() == 0);
+        module_fire_timer(queue.get());
+        CHECK(module_is_broken(queue.get()));
 
+        // One that was on its way when the queue broke.
         queue.add(in_and_out);
         CHECK(shim_events.calls == calls + 1);
-        CHECK(queue.driver.answers().at(0).failed());
-        module_call_late(queue.get());  // though the queue is broken by now
+        module_call_late(queue.get());
         CHECK(shim_events.calls == calls + 2);
         CHECK(shim_events.process_calls == 2);
+        CHECK(queue.driver.answers().at(0).failed());
+        module_fire_timer(queue.get());
         CHECK(module_is_broken(queue.get()));
+        CHECK(!module_timer_armed(queue.get()));
         CHECK(module_queue_is_empty(queue.get()));
     }
 }
@@ -196,8 +201,55 @@ TEST_CASE("a broken queue's driver is called for what failed, and the queue is b
     module_break(queue.get());
     module_give_up(queue.get());
     CHECK(shim_events.calls == 1);
-    CHECK(module_is_broken(queue.get()));
     CHECK(queue.driver.answers().at(0).failed());
+    module_fire_timer(queue.get());
+    CHECK(module_is_broken(queue.get()));
+}
+
+// In a broken queue a driver finds nothing, though its ring says that there is something.
+TEST_CASE("a queue is not broken while its driver has not taken what came back") {
+    for (const bool indirect : {false, true}) {
+        Queue queue({large_pool, 32, true, false});
+        const auto answered = queue.add(in_and_out, indirect);
+        queue.add(in_and_out, indirect);
+        queue.device.use(answered, 700);
+        queue.interrupt();
+        module_give_up(queue.get());
+        for (int look = 0; look < 3; ++look) {
+            CHECK(!module_is_broken(queue.get()));
+            module_fire_timer(queue.get());
+        }
+        CHECK(queue.driver.answers().size() == 2);
+        // It goes on using the queue, and may not have said so yet.
+        queue.driver.add(in_and_out, indirect);
+        module_fire_timer(queue.get());
+        CHECK(!module_is_broken(queue.get()));
+        CHECK(queue.driver.answers().at(0).failed());
+        module_fire_timer(queue.get());
+        CHECK(module_is_broken(queue.get()));
+        CHECK(!module_timer_armed(queue.get()));
+    }
+}
+
+TEST_CASE("the buffers that a network card receives into stay with it when it is given up") {
+    const std::vector<Piece> buffer{{12, true}, {1500, true}};
+    Queue queue({network_card, 16, true, false});
+    for (int i = 0; i < 3; ++i) queue.add(buffer);
+    queue.device.use(queue.device.next()->head, 60);
+    queue.interrupt();
+    const auto calls = shim_events.calls;
+    module_give_up(queue.get());
+    CHECK(!module_is_broken(queue.get()));
+    CHECK(heads(queue.driver.answers()).size() == 1);
+    queue.add(buffer);  // in place of the one that came back
+    CHECK(queue.driver.answers().empty());
+    module_fire_timer(queue.get());
+    CHECK(module_is_broken(queue.get()));
+    CHECK(!module_timer_armed(queue.get()));
+    CHECK(queue.driver.answers().empty());
+    CHECK(queue.driver.outstanding() == 3);
+    CHECK(shim_events.calls == calls);
+    CHECK(queue.used_units() == 0);
 }
 
 TEST_CASE("the end of a queue leaves nothing of what was in it") {

@@ -103,6 +103,7 @@ struct module* module_create(const struct module_options* options) {
     module->xdev = (struct xenbus_device){.nodename = "device/virtio-msg/0", .dev = {.name = "virtio-msg-0"}};
     module->be.header.live = VMSG_XEN_ALIVE;
     module->virtio.dev = dev;
+    module->virtio.vdev.id.device = options->device_id;
     dev->xdev = &module->xdev;
     dev->virtio = &module->virtio;
     dev->be = &module->be;
@@ -139,9 +140,12 @@ static struct module_ring ring_of(unsigned int num, struct vring_desc* desc, str
 }
 
 struct module_ring module_driver_ring(const struct module* module) {
-    const struct vring* ring = queue_of(module)->driver;
+    const struct vmsgx_queue* queue = queue_of(module);
+    const struct vring* ring = queue->driver;
+    struct module_ring view = ring_of(ring->num, ring->desc, ring->avail, ring->used);
 
-    return ring_of(ring->num, ring->desc, ring->avail, ring->used);
+    view.num_free = &queue->vq->num_free;
+    return view;
 }
 
 struct module_ring module_device_ring(const struct module* module) {
@@ -172,11 +176,10 @@ static void forget(struct vmsgx_device* dev) { vmsgx_queue_forget(&dev->queues[0
 
 static void call_late(struct vmsgx_device* dev) { vmsgx_queue_call_late(&dev->queues[0]); }
 
-/* As connection.c's end(). */
+/* As connection.c's vmsgx_end(). */
 static void end(struct vmsgx_device* dev) {
     dev->dead = true;
     vmsgx_queue_abort(&dev->queues[0]);
-    __virtqueue_break(dev->queues[0].vq);
 }
 
 void module_start(struct module* module) { locked(module, vmsgx_queues_start); }

@@ -31,6 +31,7 @@ struct module_ring {
     uint16_t* used;
     struct vring_used_elem* used_entries;
     uint16_t* avail_event;
+    unsigned int* num_free; /* of the driver's ring: the driver's count of descriptors that nothing is in */
 };
 
 struct module_pool {
@@ -58,7 +59,7 @@ void module_prepare(struct module* module);
 void module_start(struct module* module);
 void module_stop(struct module* module);
 void module_forget(struct module* module);
-void module_give_up(struct module* module); /* marks it dead, fails all, then breaks the queue */
+void module_give_up(struct module* module); /* marks it dead, fails all, and breaks the queue when the driver knows */
 void module_call_late(struct module* module);
 void module_del(struct module* module); /* the queue's end; module_destroy is still needed */
 bool module_ring_reset(struct module* module);

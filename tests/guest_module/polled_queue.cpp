@@ -153,6 +153,8 @@ TEST_CASE("a polled request of a device that was given up fails at once") {
     module_give_up(queue.get());
     queue.add(command);
     CHECK(queue.driver.answers().at(0).failed());
+    module_fire_timer(queue.get());
+    CHECK(module_is_broken(queue.get()));
     CHECK(!module_timer_armed(queue.get()));
 }
 

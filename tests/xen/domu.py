@@ -33,7 +33,7 @@ OUR_RAMDISK: Final = Path("/rig/domu.cpio")
 SITE: Final = Path("/rig/site/domu.cpio")
 SPARES: Final = RAMDISKS / "spares"
 CONSOLES: Final = Path("/var/log/xen/console")
-START_TIMEOUT: Final = 60.0
+START_TIMEOUT: Final = 120.0
 TAIL: Final = 25
 
 _numbers = itertools.count(1)
@@ -115,7 +115,7 @@ class Domu:
         argv = ["sh", "-c", command] if isinstance(command, str) else command
         return self._client.start(argv, environment, directory, merged=merged)
 
-    def run(self, command: str | Sequence[str], timeout: float = 60.0, stdin: bytes = b"") -> Completed:
+    def run(self, command: str | Sequence[str], timeout: float = 120.0, stdin: bytes = b"") -> Completed:
         """Starts a process and waits for its end."""
         process = self.popen(command, merged=True)
         if stdin:
@@ -142,7 +142,7 @@ class Domu:
             self._client.close()
             self._client = None
 
-    def shutdown(self, timeout: float = 30.0) -> None:
+    def shutdown(self, timeout: float = 60.0) -> None:
         """As the domU's administrator would; returns when the domain is gone."""
         self.disconnect()
         xl("shutdown", "-w", self.name, timeout=timeout)
@@ -152,6 +152,11 @@ class Domu:
         self.disconnect()
         if self.alive():
             xl("destroy", self.name)
+
+    def replace(self) -> None:
+        """By another one of its kind: its kernel is of no more use."""
+        self.destroy()
+        self.start()
 
     def console_tail(self) -> str:
         path = CONSOLES / f"guest-{self.name}.log"
@@ -176,21 +181,21 @@ class GuestAgent:
     def send(self, op: str, **parameters: Any) -> None:
         self.process.write(json.dumps({"op": op, **parameters}).encode() + b"\n")
 
-    def receive(self, timeout: float = 30.0) -> dict[str, Any]:
+    def receive(self, timeout: float = 60.0) -> dict[str, Any]:
         line = self.process.read_line(timeout)
         if not line:
             raise DomuGone(f"the guest agent ended with {self.process.wait()}: {self.process.stderr.decode()[-2000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def __call__(self, op: str, *, answer_within: float = 60.0, **parameters: Any) -> dict[str, Any]:
+    def __call__(self, op: str, *, answer_within: float = 120.0, **parameters: Any) -> dict[str, Any]:
         """Raises AssertionError if the answer is not `ok`."""
         self.send(op, **parameters)
         answer = self.receive(answer_within)
         assert answer["ok"], f"{op}: {answer['kind']}: {answer['error']}"
         return answer
 
-    def close(self, timeout: float = 30.0) -> int:
+    def close(self, timeout: float = 60.0) -> int:
         """Ends its input, and so it. Its exit code."""
         self.process.close_stdin()
         return self.process.wait(timeout)
@@ -207,7 +212,7 @@ class GuestAgent:
             self.process.send_signal(signal.SIGKILL)
 
 
-def xl(*arguments: str, timeout: float = 60.0) -> str:
+def xl(*arguments: str, timeout: float = 120.0) -> str:
     """Output of an xl command. Raises AssertionError with what it said."""
     done = subprocess.run(["xl", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"xl {' '.join(arguments)} failed: {done.stderr.strip()[:2000]}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from scripts.xen_rig.domu_agent.client import DomuGone
 from tests.xen.domu import Domu
 from tests.xen.serving import until
 
@@ -18,12 +19,16 @@ TRACING: Final = "/sys/kernel/tracing"
 
 @contextmanager
 def module(domu: Domu) -> Iterator[Domu]:
-    """`domu` with the module and the stock drivers; without the module afterwards."""
+    """`domu` with the module and the stock drivers; without the module afterwards, or another domU if that cannot be."""
     shell(domu, f"modprobe -a {DRIVERS} && insmod {MODULE}")
     try:
         yield domu
     finally:
-        unload(domu)
+        try:
+            unload(domu)
+        except (AssertionError, TimeoutError, DomuGone):
+            domu.replace()
+            raise
 
 
 @contextmanager
@@ -46,7 +51,7 @@ def unload(domu: Domu) -> None:
     until(lambda: domu.run("rmmod virtio_msg_xen").code == 0, f"the module stays:\n{log(domu)}")
 
 
-def shell(domu: Domu, command: str, timeout: float = 60.0) -> str:
+def shell(domu: Domu, command: str, timeout: float = 120.0) -> str:
     """Output of a command that must succeed."""
     code, output = domu.run(command, timeout)
     assert code == 0, f"{command}: {code}: {output}\n{log(domu)}"

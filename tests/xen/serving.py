@@ -25,7 +25,8 @@ from tests.xen.forked import Fork
 
 SECTOR: Final = 512
 MIB: Final = 1 << 20
-PATIENCE: Final = 60.0
+PATIENCE: Final = 120.0
+"""Seconds, for what takes a few on a machine with nothing else to do. Others may have it, too."""
 
 MODELS: Final = Path(__file__).parent.parent / "emulator" / "models.py"
 
@@ -86,6 +87,8 @@ def image(tmp_path: Path) -> Path:
 
 
 class ForkedProcess(Process):
+    patience = PATIENCE
+
     def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Fork:
         return Fork(arguments, environment)
 

@@ -21,6 +21,7 @@ from tests.xen.linux_guest import await_gone, await_path, deadline, log, module,
 from tests.xen.serving import MIB, Emulator, nothing_left, until
 
 BLOCK = 4096
+CARD = "/sys/class/net/eth0"
 UNSEEN = Path(__file__).with_name("models.py")
 
 
@@ -139,8 +140,8 @@ def test_an_emulator_that_hangs_costs_its_disk_and_nothing_waits_for_it(linux: D
         until(lambda: in_flight(linux), "no request is on its way")
         # Needs an answer, and has a deadline for it.
         linux.run("echo write through > /sys/block/vda/cache_type")
-        assert reader.wait(30) != 0
-        assert linux.run(read, timeout=10).code != 0
+        assert reader.wait(60) != 0
+        assert linux.run(read).code != 0
         assert sum("does not answer" in line for line in log(linux).splitlines()) == 1
         emulator.signal(signal.SIGCONT)
     await_gone(linux, "/dev/vda")
@@ -152,15 +153,41 @@ LISTEN_TO_ALL = "ip link set eth0 promisc on"
 
 def deaf_card(domu: Domu, directory: Path) -> Emulator:
     emulator = Emulator(domu, f"{UNSEEN}:Deaf,socket={directory}/card,peer={directory}/nobody")
-    await_path(domu, "/sys/class/net/eth0")
+    await_path(domu, CARD)
     return emulator
+
+
+SENDER = """
+import socket
+end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+for number in range(1 << 30):
+    try:
+        end.sendto(bytes(1000), ("10.78.0.255", 7))
+    except OSError:  # the card is gone
+        break
+    if number == 500:
+        print(flush=True)
+"""
+
+
+def test_a_card_can_be_unplugged_while_the_guest_sends(linux: Domu, tmp_path: Path, cycles: int) -> None:
+    """virtio_net looks without end for what came back in a queue that was broken too early."""
+    for turn in range(cycles):
+        with Emulator(linux, f"net,socket={tmp_path}/{turn},peer={tmp_path}/nobody"):
+            await_path(linux, CARD)
+            shell(linux, "ip link set eth0 up; ip addr add 10.78.0.1/24 dev eth0")
+            sender = linux.popen(["python3", "-c", SENDER])
+            assert sender.read_line(60.0), sender.stderr
+        await_gone(linux, CARD)
+        assert sender.wait() == 0
 
 
 def test_a_control_command_that_is_not_answered_costs_the_card_and_not_the_guest(linux: Domu, tmp_path: Path) -> None:
     with deadline(linux, 300), deaf_card(linux, tmp_path):
         shell(linux, "ip link set eth0 up")
         until(lambda: "does not complete a request" in log(linux), "the card is not given up")
-    await_gone(linux, "/sys/class/net/eth0")
+    await_gone(linux, CARD)
 
 
 def test_a_control_command_whose_emulator_dies_fails_and_the_card_comes_back(
@@ -169,16 +196,16 @@ def test_a_control_command_whose_emulator_dies_fails_and_the_card_comes_back(
     shell(linux, "dmesg -c > /dev/null")
     spec = f"{UNSEEN}:Deaf,socket={tmp_path}/card,peer={tmp_path}/nobody"
     devid = toolstack.attach(dom0, 0, linux.domid, parse(spec))
-    await_path(linux, "/sys/class/net/eth0")
+    await_path(linux, CARD)
     command = linux.popen(LISTEN_TO_ALL)
     pid = toolstack.emulator_pid(machine, linux.domid)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    command.wait(30)
+    command.wait(60)
     until(lambda: toolstack.emulator_pid(machine, linux.domid) not in (None, pid), "no new emulator")
     assert "is broken" not in shell(linux, "dmesg")
     toolstack.detach(machine, dom0, linux.domid, devid)
-    await_gone(linux, "/sys/class/net/eth0")
+    await_gone(linux, CARD)
 
 
 def test_two_domains_have_an_emulator_each(linux: Domu, other: Domu, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ struct virtqueue* vring_create_virtqueue(unsigned int index, unsigned int num, u
     struct shim_virtqueue* queue = kvcalloc(1, sizeof(*queue), GFP_KERNEL);
 
     (void)align, (void)weak_barriers, (void)may_reduce, (void)context, (void)notify;
-    queue->vq = (struct virtqueue){.callback = callback, .name = name, .vdev = vdev, .index = index};
+    queue->vq = (struct virtqueue){.callback = callback, .name = name, .vdev = vdev, .index = index, .num_free = num};
     queue->ring.num = num;
     queue->ring.desc = kvcalloc(num, sizeof(struct vring_desc), GFP_KERNEL);
     queue->ring.avail = kvcalloc(3 + num, sizeof(u16), GFP_KERNEL);

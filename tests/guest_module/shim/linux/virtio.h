@@ -4,8 +4,14 @@
 #include <linux/device.h>
 #include <linux/types.h>
 
+struct virtio_device_id {
+    u32 device;
+    u32 vendor;
+};
+
 struct virtio_device {
     struct device dev;
+    struct virtio_device_id id;
     u64 features;
 };
 
@@ -14,6 +20,7 @@ struct virtqueue {
     const char* name;
     struct virtio_device* vdev;
     unsigned int index;
+    unsigned int num_free;
     unsigned int num_max;
     void* priv;
 };
