@@ -23,12 +23,13 @@ from scripts.xen_rig.session import Session
 RESUME_TIMEOUT: Final = 30.0
 
 
-def state(place: Path, disks: Disks) -> Path:
+def state(place: Path, disks: Disks, cpus: int) -> Path:
     """The saved state that fits `disks`, made if it is not there."""
-    return cache.artefact(place, "state", identity(disks), lambda out: _save(out, disks)) / "memory"
+    kind = f"state{cpus}"
+    return cache.artefact(place, kind, identity(disks, cpus), lambda out: _save(out, disks, cpus)) / "memory"
 
 
-def identity(disks: Disks) -> str:
+def identity(disks: Disks, cpus: int) -> str:
     """`disks.site` counts by its size only; the two directories do not count."""
     qemu = Path(tool("qemu-system-x86_64")).stat()
     processor = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")][:1]
@@ -36,13 +37,14 @@ def identity(disks: Disks) -> str:
     neutral = dataclasses.replace(disks, **{field.name: Path("/", field.name) for field in dataclasses.fields(disks)})
     version = run([tool("qemu-system-x86_64"), "--version"])
     return cache.key(
-        unchanged, command(neutral), version, qemu.st_size, qemu.st_mtime, processor, files=[disks.ramdisk]
+        unchanged, command(neutral, cpus), version, qemu.st_size, qemu.st_mtime, processor, files=[disks.ramdisk]
     )
 
 
 @contextlib.contextmanager
 def session(
     disks: Disks,
+    cpus: int,
     verb: Literal["run", "shell"],
     log: Path,
     *,
@@ -53,7 +55,7 @@ def session(
     terminal = verb == "shell"
     if saved is not None:
         with contextlib.ExitStack() as stack:
-            machine = stack.enter_context(Machine(disks, terminal=terminal, saved=saved))
+            machine = stack.enter_context(Machine(disks, cpus, terminal=terminal, saved=saved))
             resumed = Session(machine, log, verbose=verbose)
             stack.callback(resumed.close)
             try:
@@ -64,7 +66,7 @@ def session(
             else:
                 yield resumed
                 return
-    with Machine(disks, terminal=terminal) as machine:
+    with Machine(disks, cpus, terminal=terminal) as machine:
         booted = Session(machine, log, verbose=verbose)
         try:
             booted.wait_ready()
@@ -74,11 +76,11 @@ def session(
             booted.close()
 
 
-def _save(out: Path, disks: Disks) -> None:
-    say("booting once, to save the state that later runs begin with")
+def _save(out: Path, disks: Disks, cpus: int) -> None:
+    say(f"booting once with {cpus} CPU{'s' if cpus > 1 else ''}, to save the state that later runs begin with")
     with contextlib.ExitStack() as stack:
         empty = stack.enter_context(cache.scratch(out.parent))
-        machine = stack.enter_context(Machine(dataclasses.replace(disks, host=empty, share=empty)))
+        machine = stack.enter_context(Machine(dataclasses.replace(disks, host=empty, share=empty), cpus))
         session = Session(machine, out / "console.log")
         stack.callback(session.close)
         session.wait_ready()

@@ -12,13 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Literal
 
-from scripts.xen_rig import artefacts, booted, cache, order, ramdisk
+from scripts.xen_rig import artefacts, booted, cache, order, parts, ramdisk
 from scripts.xen_rig.errors import RIG_FAILED, RigError
 from scripts.xen_rig.host import say
 from scripts.xen_rig.machine import Disks
 
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 128 + signal.SIGPIPE
+CPUS: Final = 2
+"""Of the machine, for what is no part of the tests."""
 EXIT_CODES: Final = (
     "exit codes: the script's own; 124 it ran longer than --timeout; 125 the rig could not be built or started; "
     "126 Xen or dom0 died"
@@ -65,6 +67,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     shell.set_defaults(command=_shell)
     tests = add("test", "Boots and runs tests/xen with pytest in dom0; other arguments are pytest's.")
     tests.set_defaults(command=_test)
+    text = "only these, in one machine: %(choices)s"
+    tests.add_argument("--part", choices=parts.CPUS, metavar="PART", help=text)
     for each in (run, shell, tests):
         each.add_argument("--share", type=Path, metavar="DIR", help="a directory that dom0 sees as /rig/share, live")
         each.add_argument("--cold", action="store_true", help="boot, instead of beginning with the saved state")
@@ -76,6 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, rest = top.parse_known_args(argv)
     if arguments.command is _test:
         arguments.arguments = rest
+        arguments.given = argv[1:]
     elif rest:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
@@ -83,11 +88,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _build(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
-    made = artefacts.make(refresh=arguments.refresh)
-    with _run_directory() as directory:
-        booted.state(cache.directory(), _disks(made, directory, directory / "share"))
+    made = _make_all(refresh=arguments.refresh)
     say(f"ready in {time.monotonic() - start:.1f} s: {made.versions}; kept in {cache.directory()}")
     return 0
+
+
+def _make_all(*, refresh: bool = False) -> artefacts.Artefacts:
+    made = artefacts.make(refresh=refresh)
+    for cpus in sorted({CPUS, *parts.CPUS.values()}):
+        with _run_directory() as directory:
+            booted.state(cache.directory(), _disks(made, directory, directory / "share", cpus), cpus)
+    return made
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -95,7 +106,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    return _boot(arguments, "run", lambda _: order.tests(arguments.arguments))
+    if arguments.part:
+        command = order.tests(arguments.part, arguments.arguments)
+        return _boot(arguments, "run", lambda _: command, parts.CPUS[arguments.part])
+    if not arguments.cold:
+        _make_all()  # not each machine for itself
+    return parts.run(arguments.given)
 
 
 def _shell(arguments: argparse.Namespace) -> int:
@@ -105,17 +121,19 @@ def _shell(arguments: argparse.Namespace) -> int:
     return _boot(arguments, "shell", lambda _: "")
 
 
-def _boot(arguments: argparse.Namespace, verb: Literal["run", "shell"], command: order.Command) -> int:
+def _boot(
+    arguments: argparse.Namespace, verb: Literal["run", "shell"], command: order.Command, cpus: int = CPUS
+) -> int:
     share: Path | None = arguments.share
     if share is not None and not share.is_dir():
         raise RigError(f"{share} is no directory: make it first")
     with _run_directory() as directory:
-        order.write(directory / "host", command(directory / "host"))
+        order.write(directory / "host", command(directory / "host"), cpus)
         made = artefacts.make()
-        disks = _disks(made, directory, share.resolve() if share else directory / "share")
-        saved = None if arguments.cold else booted.state(cache.directory(), disks)
+        disks = _disks(made, directory, share.resolve() if share else directory / "share", cpus)
+        saved = None if arguments.cold else booted.state(cache.directory(), disks, cpus)
         verbose = getattr(arguments, "verbose", False)
-        with booted.session(disks, verb, directory / "console.log", saved=saved, verbose=verbose) as session:
+        with booted.session(disks, cpus, verb, directory / "console.log", saved=saved, verbose=verbose) as session:
             return session.wait(getattr(arguments, "timeout", None))
 
 
@@ -128,8 +146,8 @@ def _run_directory() -> Iterator[Path]:
         yield directory
 
 
-def _disks(made: artefacts.Artefacts, directory: Path, share: Path) -> Disks:
-    (directory / "ramdisk").write_bytes(ramdisk.content(made.root / "boot.cpio"))
+def _disks(made: artefacts.Artefacts, directory: Path, share: Path, cpus: int) -> Disks:
+    (directory / "ramdisk").write_bytes(ramdisk.content(made.root / "boot.cpio", cpus))
     return Disks(
         xen=made.root / "xen",
         vmlinux=made.root / "vmlinux",

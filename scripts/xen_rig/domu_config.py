@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 Kind = Literal["pv", "pvh"]
 
@@ -23,8 +23,28 @@ MEMORY: Final = 256
 LIBRARIES_MEMORY: Final = 256
 """MiB more for the emulator's libraries."""
 
-SPARES: Final[dict[str, Kind]] = {"spare-1": "pv", "spare-2": "pvh", "spare-3": "pvh", "spare-4": "pv"}
-"""Name -> kind. As many as tests/xen uses; each makes the saved state 170 MB larger."""
+
+class Spare(NamedTuple):
+    kind: Kind
+    emulator: bool = False
+    """With the emulator's libraries, for a driver domain."""
+
+
+_SPARES: Final = {
+    1: (Spare("pv"), Spare("pvh"), Spare("pvh"), Spare("pvh", emulator=True)),
+    2: (Spare("pv"), Spare("pvh")),
+}
+"""Of a machine with so many CPUs. As many as tests/xen uses; each makes the saved state 170 MB larger, or 300 MB."""
+
+
+def spares(cpus: int) -> dict[str, Spare]:
+    """By name."""
+    return {f"spare-{number}": spare for number, spare in enumerate(_SPARES[cpus], 1)}
+
+
+def cpus_for_domus(cpus: int) -> str:
+    """Not the one that dom0 is pinned to, if there is another."""
+    return str(cpus - 1)
 
 
 def ramdisk(emulator: bool) -> Path:
@@ -36,9 +56,9 @@ def text(
     kind: Kind,
     name: str,
     *,
+    cpus: str,
     vcpus: int = 1,
     memory: int = MEMORY,
-    cpus: str = "1",
     emulator: bool = False,
     own_ramdisk: Path | None = None,
     extra: Sequence[str] = (),

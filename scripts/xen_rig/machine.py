@@ -54,10 +54,10 @@ class Disks:
     """A directory of the host that dom0 sees live, both ways."""
 
 
-def command(disks: Disks) -> list[str]:
+def command(disks: Disks, cpus: int) -> list[str]:
     """Without the channels, which `Machine` adds."""
     line = [tool("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    line += ["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY)]
+    line += ["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(cpus), "-m", str(MEMORY)]
     line += ["-kernel", str(disks.xen), "-append", XEN_ARGUMENTS]
     line += ["-initrd", f"{_escaped(disks.vmlinux)} {DOM0_ARGUMENTS},{_escaped(disks.ramdisk)}"]
     for number, image in enumerate((disks.root, disks.libraries, disks.site)):
@@ -80,14 +80,14 @@ class Machine:
     `console`, `control` and `output` are the host's ends of the serial line and the two ports.
     """
 
-    def __init__(self, disks: Disks, *, terminal: bool = False, saved: Path | None = None) -> None:
+    def __init__(self, disks: Disks, cpus: int, *, terminal: bool = False, saved: Path | None = None) -> None:
         """`terminal`: the serial line is this process's own terminal, for a person. `saved`: a state to begin with."""
         self.control, control = socket.socketpair()
         self.output, output = socket.socketpair()
         self.monitor, monitor = socket.socketpair()
         self.console: socket.socket | None = None
         theirs = [control, output, monitor]
-        line = command(disks)
+        line = command(disks, cpus)
         # QEMU makes the terminal raw, and is killed before it could undo that.
         self._terminal = termios.tcgetattr(sys.stdin) if terminal else None
         if terminal:

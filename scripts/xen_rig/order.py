@@ -23,6 +23,7 @@ ENVIRONMENT = {
     # numpy's linear algebra would start a thread a core at import.
     "OPENBLAS_NUM_THREADS": "1",
 }
+CPUS = "RIG_CPUS"
 TREE = "/rig/site/tree"
 TESTS = f"{TREE}/tests/xen"
 TEST_COMMAND = (
@@ -31,9 +32,9 @@ TEST_COMMAND = (
 )  # fmt: skip
 
 
-def write(directory: Path, command: str) -> None:
-    """`command`: of a shell, in the shared directory."""
-    settings = dict(ENVIRONMENT)
+def write(directory: Path, command: str, cpus: int) -> None:
+    """`command`: of a shell, in the shared directory. `cpus`: of the machine."""
+    settings = {**ENVIRONMENT, CPUS: str(cpus)}
     if sys.stdout.isatty():
         columns, lines = shutil.get_terminal_size()
         settings |= {"TERM": os.environ.get("TERM", "dumb"), "FORCE_COLOR": "1"}
@@ -56,8 +57,8 @@ def script(directory: Path, path: Path, arguments: Sequence[str]) -> str:
     return "exec " + shlex.join([*interpreter, f"/rig/host/{path.name}", *arguments])
 
 
-def tests(arguments: Sequence[str]) -> str:
-    """The command that runs the Xen tests with these arguments of pytest; paths among them are the repository's."""
+def tests(part: str, arguments: Sequence[str]) -> str:
+    """The command that runs a part of the Xen tests with arguments of pytest; paths among them are the repository's."""
     named = any(not argument.startswith("-") and argument.split("::")[0].startswith("tests/") for argument in arguments)
-    command = [*TEST_COMMAND, *arguments, *([] if named else [TESTS])]
+    command = [*TEST_COMMAND, f"--part={part}", *arguments, *([] if named else [TESTS])]
     return f"cd {TREE} && exec " + shlex.join(command)

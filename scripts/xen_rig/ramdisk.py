@@ -16,8 +16,8 @@ from scripts.xen_rig.cpio import Ramdisk
 APPLETS = ("sh", "mount", "mkdir", "cp", "modprobe", "switch_root", "echo")
 
 
-def content(cached: Path) -> bytes:
-    """`cached`: boot.cpio of the root artefact."""
+def content(cached: Path, cpus: int) -> bytes:
+    """`cached`: boot.cpio of the root artefact. `cpus`: of the machine."""
     file = io.BytesIO()
     ramdisk = Ramdisk(file)
     for name in ("proc", "sys", "dev", "lower", "layer", "new"):
@@ -28,8 +28,9 @@ def content(cached: Path) -> bytes:
     ramdisk.file("init", _script("initramfs-init"), 0o755)
     ramdisk.file("rig/init", _script("init"), 0o755)
     ramdisk.file("rig/domu.cpio", _of_domus())
-    for name, kind in domu_config.SPARES.items():
-        ramdisk.file(f"rig/spares/{name}", domu_config.text(kind, name).encode())
+    for name, spare in domu_config.spares(cpus).items():
+        text = domu_config.text(spare.kind, name, emulator=spare.emulator, cpus=domu_config.cpus_for_domus(cpus))
+        ramdisk.file(f"rig/spares/{name}", text.encode())
     ramdisk.close()
     return cached.read_bytes() + file.getvalue()
 

@@ -84,7 +84,7 @@ class Process:
         return code
 
     def stop(self) -> int:
-        """SIGTERM, and its exit code. Idempotent. One that does not end is killed, so that it is in no other test's way."""
+        """SIGTERM, and its exit code. Idempotent. One that does not end is killed, to be in no other test's way."""
         if self._process.poll() is None:
             self.signal(signal.SIGTERM)
             self.signal(signal.SIGCONT)  # of a test that failed before it did that itself

@@ -77,7 +77,7 @@ def test_a_script_keeps_its_arguments_whatever_they_contain(tmp_path: Path) -> N
     ],
 )
 def test_pytest_gets_the_xen_tests_unless_others_are_named(arguments: list[str], last: str) -> None:
-    assert order.tests(arguments).endswith(f" {last}")
+    assert order.tests("pv", arguments).endswith(f" {last}")
 
 
 def test_without_root_missing_packages_are_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

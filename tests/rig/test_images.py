@@ -63,9 +63,13 @@ def test_ramdisks_can_be_appended(tmp_path: Path) -> None:
 
 def test_dom0s_ramdisk_has_the_spare_domus_and_what_their_own_begins_with(tmp_path: Path) -> None:
     (tmp_path / "boot.cpio").touch()
-    found = entries(ramdisk.content(tmp_path / "boot.cpio"))
-    for name, kind in domu_config.SPARES.items():
-        assert f'type="{kind}"\nname="{name}"\n'.encode() in found[f"rig/spares/{name}"][1]
+    for cpus in (1, 2):
+        found = entries(ramdisk.content(tmp_path / "boot.cpio", cpus))
+        for name, spare in domu_config.spares(cpus).items():
+            text = found[f"rig/spares/{name}"][1].decode()
+            assert f'type="{spare.kind}"\nname="{name}"\n' in text
+            assert f"{'driver' if spare.emulator else 'domu'}.cpio" in text
+            assert f'cpus="{cpus - 1}"\n' in text
     theirs = entries(found["rig/domu.cpio"][1])
     assert {"init", "usr/sbin/poweroff", "rig/agent/scripts/xen_rig/domu_agent/__main__.py"} <= set(theirs)
 

@@ -53,21 +53,25 @@ def other(disks: Disks, name: str, content: str) -> Disks:
 @pytest.mark.parametrize(("name", "content"), [("host", "x"), ("share", "x"), ("site", "size")])
 def test_what_only_one_run_has_does_not_change_the_state(disks: Disks, name: str, content: str) -> None:
     changed = other(disks, name, content.replace("size", "SITE"))
-    assert booted.identity(changed) == booted.identity(disks)
+    assert booted.identity(changed, 1) == booted.identity(disks, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "content"), [("root", "x"), ("libraries", "x"), ("ramdisk", "another init"), ("site", "another size")]
 )
 def test_another_image_ramdisk_or_size_is_another_state(disks: Disks, name: str, content: str) -> None:
-    assert booted.identity(other(disks, name, content)) != booted.identity(disks)
+    assert booted.identity(other(disks, name, content), 1) != booted.identity(disks, 1)
+
+
+def test_another_number_of_cpus_is_another_state(disks: Disks) -> None:
+    assert booted.identity(disks, 1) != booted.identity(disks, 2)
 
 
 def test_another_qemu_is_another_state(disks: Disks, qemu: Path) -> None:
-    before = booted.identity(disks)
+    before = booted.identity(disks, 1)
     qemu.write_text(qemu.read_text().replace("7.2.0", "7.2.1"))
     os.utime(qemu, (0, 0))
-    assert booted.identity(disks) != before
+    assert booted.identity(disks, 1) != before
 
 
 def test_a_state_that_does_not_come_to_life_is_forgotten_and_the_machine_booted(
@@ -78,7 +82,7 @@ def test_a_state_that_does_not_come_to_life_is_forgotten_and_the_machine_booted(
     saved.write_bytes(b"garbage")
     with (
         pytest.raises(RigError, match=r"QEMU ended.*load of migration failed"),
-        booted.session(disks, "run", tmp_path / "log", saved=saved),
+        booted.session(disks, 1, "run", tmp_path / "log", saved=saved),
     ):
         pytest.fail("no machine was there")
     assert not saved.parent.exists()

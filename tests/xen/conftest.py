@@ -16,16 +16,31 @@ if IN_DOM0:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "last: leaves `domu` another domain or none, so it comes after all others of it")
+    config.addinivalue_line("markers", "part(name): the rig's machine for it, if its domU's kind does not say so")
+
+
+def part(item: pytest.Item) -> str:
+    """Which of the rig's machines it runs in, see scripts/xen_rig/parts.py."""
+    if marker := item.get_closest_marker("part"):
+        name: str = marker.args[0]
+        return name
+    parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+    return "pv" if "pv" in parameters else "pvh"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Before pytest itself puts those of one kind of domU together, which keeps their order.
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    if wanted := config.getoption("--part"):
+        left_out = [item for item in items if part(item) != wanted]
+        items[:] = [item for item in items if part(item) == wanted]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cycles", type=int, default=5, help="how often tests on Xen kill, plug, load (default: 5)")
+    parser.addoption("--part", help="only tests for this machine of the rig")
+    parser.addoption("--cycles", type=int, default=3, help="how often tests on Xen kill, plug, load (default: 3)")
 
 
 @pytest.fixture(scope="session")

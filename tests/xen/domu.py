@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from scripts.xen_rig import domu_config
+from scripts.xen_rig import domu_config, order
 from scripts.xen_rig.domu_agent.client import Client, DomuGone, RemoteProcess
 from scripts.xen_rig.domu_config import RAMDISKS, Kind
 
@@ -32,6 +33,8 @@ LIBRARIES: Final = Path("/rig/libraries/domu.cpio")
 OUR_RAMDISK: Final = Path("/rig/domu.cpio")
 SITE: Final = Path("/rig/site/domu.cpio")
 SPARES: Final = RAMDISKS / "spares"
+CPUS: Final = int(os.environ.get(order.CPUS, "2"))
+"""Of the machine."""
 CONSOLES: Final = Path("/var/log/xen/console")
 START_TIMEOUT: Final = 120.0
 TAIL: Final = 25
@@ -48,8 +51,9 @@ class Completed(NamedTuple):
 class Domu:
     """A domU from `start` (or entering the context) to `destroy` (or leaving it).
 
-    `options`: those of `domu_config.text`. `cpus`: physical CPUs for it; dom0 is pinned to 0. `extra`: more lines of
-    xl.cfg(5). `arguments`: of its kernel. With any of them it is booted, and so it is when no spare is left.
+    `options`: those of `domu_config.text`. `cpus`: physical CPUs for it, by default the last; dom0 is pinned to 0.
+    `extra`: more lines of xl.cfg(5). `arguments`: of its kernel. With any of them it is booted, and so it is when no
+    spare is left.
     """
 
     def __init__(self, kind: Kind, *, emulator: bool = False, **options: Any) -> None:
@@ -63,7 +67,7 @@ class Domu:
 
     def start(self) -> Self:
         """Returns when the domU takes commands. Raises AssertionError with its console's end if it never does."""
-        spare = None if self._options or self._emulator else take_spare(self._kind)
+        spare = None if self._options else take_spare(domu_config.Spare(self._kind, self._emulator))
         self.name = spare or f"{self._kind}-{next(_numbers)}"
         if spare is None:
             self._boot()
@@ -78,7 +82,8 @@ class Domu:
         if "own_ramdisk" not in self._options:
             make_ramdisk(self._emulator)
         configuration = RAMDISKS / f"{self.name}.cfg"
-        text = domu_config.text(self._kind, self.name, emulator=self._emulator, **self._options)
+        options = {"cpus": domu_config.cpus_for_domus(CPUS)} | self._options
+        text = domu_config.text(self._kind, self.name, emulator=self._emulator, **options)
         configuration.write_text(text)
         done = subprocess.run(["xl", "create", "-q", configuration], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (
@@ -243,10 +248,10 @@ def make_ramdisk(emulator: bool) -> None:
         temporary.rename(path)
 
 
-def take_spare(kind: Kind) -> str | None:
+def take_spare(wanted: domu_config.Spare) -> str | None:
     """The name of a domU that runs since the state was saved, and that is the caller's from here on."""
-    for name, its_kind in domu_config.SPARES.items():
-        if its_kind == kind:
+    for name, spare in domu_config.spares(CPUS).items():
+        if spare == wanted:
             with contextlib.suppress(FileNotFoundError):
                 (SPARES / name).unlink()
                 return name

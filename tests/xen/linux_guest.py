@@ -19,7 +19,7 @@ TRACING: Final = "/sys/kernel/tracing"
 
 @contextmanager
 def module(domu: Domu) -> Iterator[Domu]:
-    """`domu` with the module and the stock drivers; without the module afterwards, or another domU if that cannot be."""
+    """`domu` with the module and the stock drivers; afterwards without the module, or another domU if that fails."""
     shell(domu, f"modprobe -a {DRIVERS} && insmod {MODULE}")
     try:
         yield domu

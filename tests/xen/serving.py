@@ -28,6 +28,8 @@ MIB: Final = 1 << 20
 PATIENCE: Final = 120.0
 """Seconds, for what takes a few on a machine with nothing else to do. Others may have it, too."""
 
+# dom0 and domU run at the same time, or the domU has two CPUs.
+TWO_CPUS: Final = pytest.mark.part("two-cpus")
 MODELS: Final = Path(__file__).parent.parent / "emulator" / "models.py"
 
 

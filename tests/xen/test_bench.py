@@ -13,7 +13,7 @@ import pytest
 from emulator.bench.rows import LIMIT
 from emulator.exit_codes import ExitCode
 from tests.xen.domu import Domu
-from tests.xen.serving import Bench, benched
+from tests.xen.serving import TWO_CPUS, Bench, benched
 
 ROWS = {
     LIMIT,
@@ -34,7 +34,7 @@ ROWS = {
 }
 
 
-pytestmark = pytest.mark.parametrize("domu", ["pv"], indirect=True)
+pytestmark = [TWO_CPUS, pytest.mark.parametrize("domu", ["pv"], indirect=True)]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from emulator.spec import parse
 from emulator.store_paths import State
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, GuestAgent
-from tests.xen.serving import SECTOR, Emulator, await_state, nothing_left, until
+from tests.xen.serving import SECTOR, TWO_CPUS, Emulator, await_state, nothing_left, until
 
 CYCLES = 50
 BOTH_AT_ONCE = pytest.mark.parametrize("domu", ["pv"], indirect=True)
@@ -83,6 +83,7 @@ def test_a_guest_that_is_killed_leaves_its_device_ready_for_the_next_one(
         guest("close", dev=0)
 
 
+@TWO_CPUS
 @BOTH_AT_ONCE
 def test_connections_that_come_and_go_leave_no_grant_mapped_and_no_descriptor_open(
     domu: Domu, guest: GuestAgent, other: Domu

@@ -11,7 +11,7 @@ import pytest
 from emulator.exit_codes import ExitCode
 from tests.xen.domu import Domu
 from tests.xen.linux_guest import MODULE, module
-from tests.xen.serving import benched
+from tests.xen.serving import TWO_CPUS, benched
 
 DISK = ("read.4k.d1", "read.4k.d16", "write.4k.d1", "write.4k.d16", "flush.d1", "flush.d16", "read.64k", "write.64k")
 NET = ("tcp.rr", "tcp.stream")
@@ -25,7 +25,7 @@ ROWS = {
 }
 
 
-pytestmark = pytest.mark.parametrize("domu", ["pv"], indirect=True)
+pytestmark = [TWO_CPUS, pytest.mark.parametrize("domu", ["pv"], indirect=True)]
 
 
 def test_a_domain_that_has_what_would_be_written_to_is_refused(domu: Domu) -> None:

@@ -166,14 +166,14 @@ for number in range(1 << 30):
         end.sendto(bytes(1000), ("10.78.0.255", 7))
     except OSError:  # the card is gone
         break
-    if number == 500:
+    if number == 50:
         print(flush=True)
 """
 
 
-def test_a_card_can_be_unplugged_while_the_guest_sends(linux: Domu, tmp_path: Path, cycles: int) -> None:
+def test_a_card_can_be_unplugged_while_the_guest_sends(linux: Domu, tmp_path: Path) -> None:
     """virtio_net looks without end for what came back in a queue that was broken too early."""
-    for turn in range(cycles):
+    for turn in range(2):
         with Emulator(linux, f"net,socket={tmp_path}/{turn},peer={tmp_path}/nobody"):
             await_path(linux, CARD)
             shell(linux, "ip link set eth0 up; ip addr add 10.78.0.1/24 dev eth0")

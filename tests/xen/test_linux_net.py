@@ -16,7 +16,7 @@ from emulator import toolstack
 from emulator.machine import open_machine, parse_hypervisor
 from tests.xen.domu import Domu
 from tests.xen.linux_guest import await_gone, await_path, module, shell
-from tests.xen.serving import MIB, Emulator, until
+from tests.xen.serving import MIB, TWO_CPUS, Emulator, until
 
 BRIDGE: Final = "rig-bridge"
 TAP: Final = "rig-tap"
@@ -130,6 +130,7 @@ def test_the_guest_sees_the_cable_pulled_and_put_back(linux: Domu, dom0: Store) 
     assert " 3 packets received" in shell(linux, f"ping -c 3 -i 0.01 {HERE}")
 
 
+@TWO_CPUS
 def test_a_card_has_a_queue_pair_for_each_cpu(bridge: None) -> None:
     """The one that a CPU sends on is the one that its answers come to."""
     ip(f"tuntap add dev {SECOND_TAP} mode tap")

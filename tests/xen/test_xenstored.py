@@ -18,6 +18,7 @@ PID = Path("/run/xen/xenstored.pid")
 
 
 @pytest.mark.last
+@pytest.mark.part("pv")
 def test_whoever_needs_the_store_says_that_it_is_gone_and_ends(other: Domu) -> None:
     emulator = Emulator(other, "rng")
     supervisor = Process("supervise", "--hypervisor", "xen")
