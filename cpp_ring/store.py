@@ -1,9 +1,8 @@
 """A client of xenstore: xenstored's socket, the kernel's /dev/xen/xenbus, or a local machine's broker (docs/local.md).
 
-What is read was written by another domain: take numbers out of it with `parse_u32` and its like, and show it with
-`quote`. A watch may fire without cause and always fires once when it is set; events for the same path and token are
-merged. After more than `MAX_EVENTS` different ones the path of the watch itself stands for the rest: whoever gets it
-looks at everything below.
+What is read was written by another domain: see store_values.py. A watch may fire without cause and always fires once
+when it is set; events for the same path and token are merged. After more than `MAX_EVENTS` different ones the path of
+the watch itself stands for the rest: whoever gets it looks at everything below.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cpp_ring import xs_wire
+from cpp_ring.store_values import parse_u32, quote
 from cpp_ring.xs_wire import HEADER, PAYLOAD_MAX
 
 Result = TypeVar("Result")
@@ -43,31 +43,6 @@ class StoreError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
-
-
-def quote(text: object, limit: int = 64) -> str:
-    """An untrusted value as one line for a person: quoted, escaped and cut after `limit` characters."""
-    whole = str(text)
-    return ascii(whole) if len(whole) <= limit else ascii(whole[:limit]) + "..."
-
-
-def parse_u32(text: str, maximum: int = 0xFFFFFFFF, minimum: int = 0) -> int:
-    """An untrusted decimal number, digits only. Raises ValueError, which quotes the value, outside minimum..maximum."""
-    if 0 < len(text) <= 10 and text.isascii() and text.isdigit():
-        number = int(text)
-        if minimum <= number <= maximum:
-            return number
-    raise ValueError(f"not a number from {minimum} to {maximum}: {quote(text)}")
-
-
-def parse_u32_list(text: str, maximum: int = 0xFFFFFFFF, max_count: int = 16) -> list[int]:
-    """Untrusted decimal numbers separated by single spaces. Raises ValueError; so do more than `max_count` of them."""
-    if len(text) > 11 * max_count:
-        raise ValueError(f"more than {max_count} numbers: {quote(text)}")
-    words = text.split(" ")
-    if len(words) > max_count:
-        raise ValueError(f"more than {max_count} numbers: {quote(text)}")
-    return [parse_u32(word, maximum) for word in words]
 
 
 class Access:

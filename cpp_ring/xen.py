@@ -6,7 +6,8 @@ import errno
 from pathlib import Path
 from typing import Final
 
-from cpp_ring.store import Store, StoreError, parse_u32
+from cpp_ring.store import Store, StoreError
+from cpp_ring.store_values import parse_u32
 
 DEVICES: Final = Path("/dev/xen")
 XENBUS: Final = DEVICES / "xenbus"

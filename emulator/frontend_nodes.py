@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cpp_ring.store import Store, parse_u32
+from cpp_ring.store import Store
+from cpp_ring.store_values import parse_u32
 from emulator.store_paths import State
 
 PROTOCOL_VERSION = 1

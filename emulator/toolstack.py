@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cpp_ring.store import Store, StoreError, Transaction, parse_u32, quote
+from cpp_ring.store import Store, StoreError, Transaction
+from cpp_ring.store_values import parse_u32, quote
 from emulator import lock
 from emulator.backend_nodes import remove
 from emulator.exit_codes import ExitCode, Failure

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from cpp_ring.store import Store, StoreError, parse_u32
+from cpp_ring.store import Store, StoreError
+from cpp_ring.store_values import parse_u32
 from emulator.backend_nodes import remove_domain
 from emulator.loop import EventLoop
 from emulator.machine import is_there

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cpp_ring.store import Store, StoreError, Transaction, parse_u32, parse_u32_list, quote
+from cpp_ring.store import Store, StoreError, Transaction
+from cpp_ring.store_values import parse_u32, parse_u32_list, quote
 from cpp_ring.xenbus_states import State as State
 from guest.errors import ConnectionFailed, NoSuchDevice
 

@@ -1,7 +1,6 @@
 """A backend made by hand of mapped pages, ports and store nodes, without the engine's backend half: it can lie.
 
-`ScriptedDevice` answers messages as a plain virtio device would; a test replaces single answers. `RawBackend` is one
-device of a domain: toolstack, xenbus half and config ring. `RawQueue` is the device's side of one virtqueue.
+`RawBackend` is one device of a domain: toolstack, xenbus half and config ring; a ScriptedDevice answers.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ import pytest
 from cpp_ring import EventChannels, Hypervisor, LocalHypervisor, MappedPages
 from cpp_ring.store import Store, StoreError
 from emulator.local import ensure_broker, stop
-from guest import messages
-from guest.device import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, VERSION_1
 from guest.xenbus import State
+from tests.scripted_device import ScriptedDevice
 
 MAGIC_BE = 0x45426D76
 SEQ, SIZE, MESSAGE = 0x40, 0x44, 0x48
@@ -42,83 +40,6 @@ def local_machine() -> Iterator[Path]:
             yield directory
         finally:
             stop("m")
-
-
-class ScriptedDevice:
-    """Answers every message by the book. `lies`: message id -> answer payload, or a function of the request payload."""
-
-    def __init__(
-        self,
-        device_id: int = 4,
-        *,
-        features: int = 0,
-        config: bytes = b"",
-        queue_sizes: tuple[int, ...] = (8,),
-    ) -> None:
-        self.device_id = device_id
-        self.features = features | 1 << VERSION_1
-        self.config = bytearray(config)
-        self.queue_sizes = queue_sizes
-        self.generation = 0
-        self.status = 0
-        self.driver_features = 0
-        self.queues: dict[int, tuple[int, int, int, int]] = {}  # index -> size and the three areas
-        self.seen: list[tuple[int, bytes]] = []
-        self.lies: dict[int, bytes | Callable[[bytes], bytes]] = {}
-
-    def answer(self, msg_id: int, payload: bytes) -> bytes:
-        self.seen.append((msg_id, payload))
-        lie = self.lies.get(msg_id)
-        if lie is not None:
-            return lie if isinstance(lie, bytes) else lie(payload)
-        return self.honest(msg_id, payload)
-
-    def honest(self, msg_id: int, payload: bytes) -> bytes:
-        match msg_id:
-            case messages.GET_DEVICE_INFO:
-                return struct.pack("<5I2H", self.device_id, 0, 64, len(self.config), len(self.queue_sizes), 0, 0)
-            case messages.GET_DEVICE_FEATURES:
-                index, count = struct.unpack("<2I", payload)
-                blocks = (self.features >> 32 * index) & ((1 << 32 * count) - 1)
-                return payload + int(blocks).to_bytes(4 * count, "little")
-            case messages.SET_DRIVER_FEATURES:
-                self.driver_features = int.from_bytes(payload[8:], "little")
-                return b""
-            case messages.GET_CONFIG:
-                offset, size = struct.unpack("<2I", payload)
-                data = self.config[offset : offset + size]
-                data = data if len(data) == size else bytearray()
-                return struct.pack("<3I", self.generation, offset, len(data)) + data
-            case messages.SET_CONFIG:
-                _, offset, size = struct.unpack_from("<3I", payload)
-                self.config[offset : offset + size] = payload[12:]
-                return struct.pack("<3I", self.generation, offset, size) + payload[12:]
-            case messages.GET_DEVICE_STATUS:
-                return struct.pack("<I", self.status)
-            case messages.SET_DEVICE_STATUS:
-                (self.status,) = struct.unpack("<I", payload)
-                if self.status == 0:
-                    self.queues.clear()
-                return payload
-            case messages.GET_VQUEUE:
-                (index,) = struct.unpack("<I", payload)
-                largest = self.queue_sizes[index] if index < len(self.queue_sizes) else 0
-                size, *areas = self.queues.get(index, (0, 0, 0, 0))
-                return struct.pack("<4I3Q", index, largest, size, 0, *areas)
-            case messages.SET_VQUEUE:
-                index, _, size, _, *areas = struct.unpack("<4I3Q", payload)
-                self.queues[index] = (size, areas[0], areas[1], areas[2])
-                return b""
-        raise AssertionError(f"message {msg_id:#x}")
-
-    @property
-    def message_ids(self) -> list[int]:
-        return [msg_id for msg_id, _ in self.seen]
-
-    @property
-    def statuses(self) -> list[int]:
-        """What the driver wrote into the device status."""
-        return [struct.unpack("<I", data)[0] for msg_id, data in self.seen if msg_id == messages.SET_DEVICE_STATUS]
 
 
 class RawBackend:
@@ -368,66 +289,3 @@ class RawBackend:
 
     def idle(self) -> None:
         """Called after every event: a test's device works on its queues here."""
-
-
-class RawQueue:
-    """The device's side of a virtqueue that the driver set up without indirect descriptors and event index."""
-
-    def __init__(self, backend: RawBackend, index: int) -> None:
-        self._backend = backend
-        self.geometry = backend.device.queues[index]
-        self.size, descriptors, driver, device = self.geometry
-        self._base = descriptors
-        pages = -(-(device - descriptors + 6 + 8 * self.size + (descriptors & 0xFFF)) // 4096)
-        self._pages = backend.hypervisor.map(backend.frontend, (descriptors & ~(1 << 63)) >> 12, pages)
-        self.memory = self._pages.memory[descriptors & 0xFFF :]
-        self._avail = driver - descriptors
-        self._used = device - descriptors
-        self._seen = 0
-        self.used_idx = 0
-        self.port = backend.queue_port(index)
-
-    def available(self) -> Iterator[int]:
-        """Heads that were offered since the last call."""
-        (idx,) = struct.unpack("<H", self.memory[self._avail + 2 : self._avail + 4])
-        while self._seen != idx:
-            at = self._avail + 4 + 2 * (self._seen % self.size)
-            self._seen = (self._seen + 1) & 0xFFFF
-            yield struct.unpack("<H", self.memory[at : at + 2])[0]
-
-    def chain(self, head: int) -> list[tuple[int, int, bool]]:
-        """(address, bytes, writable) of each piece."""
-        pieces = []
-        while True:
-            address, size, flags, after = struct.unpack("<QIHH", self.memory[16 * head : 16 * head + 16])
-            pieces.append((address, size, bool(flags & 2)))
-            if not flags & 1:
-                return pieces
-            head = after
-
-    def payload(self, address: int, size: int) -> memoryview:
-        """Guest memory, mapped."""
-        offset = address & 0xFFF
-        pages = -(-(offset + size) // 4096)
-        first_ref = (address & ~(1 << 63)) >> 12
-        return self._backend.hypervisor.map(self._backend.frontend, first_ref, pages).memory[offset : offset + size]
-
-    def put_used(self, head: int, written: int) -> None:
-        """Writes the next used element; not visible before `publish`."""
-        at = self._used + 4 + 8 * (self.used_idx % self.size)
-        self.memory[at : at + 8] = struct.pack("<II", head, written)
-        self.used_idx = (self.used_idx + 1) & 0xFFFF
-
-    def publish(self, used_idx: int | None = None) -> None:
-        """Sets used.idx and sends the event."""
-        idx = self.used_idx if used_idx is None else used_idx
-        self.memory[self._used + 2 : self._used + 4] = struct.pack("<H", idx)
-        self._backend.events.notify(self.port)
-
-    def use(self, head: int, written: int) -> None:
-        self.put_used(head, written)
-        self.publish()
-
-
-PROBED = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
-__all__ = ["NEEDS_RESET", "PROBED", "RawBackend", "RawQueue", "ScriptedDevice", "State"]

@@ -11,7 +11,7 @@ NOT_YET = {27, 28}
 
 
 def named() -> set[str]:
-    return set(re.findall(r"`((?:threats|cpp|guest_module|devices|xen)/\w+\.(?:py|cpp))`", TABLE))
+    return set(re.findall(r"`((?:threats|cpp|guest_module|devices|xen)/(?:\w+/)?\w+\.(?:py|cpp))`", TABLE))
 
 
 def test_every_test_that_is_named_exists() -> None:
@@ -20,7 +20,7 @@ def test_every_test_that_is_named_exists() -> None:
 
 def test_every_threat_test_is_named() -> None:
     found = [
-        *TESTS.glob("threats/test_*.py"),
+        *TESTS.glob("threats/**/test_*.py"),
         *TESTS.glob("cpp/threat_*.cpp"),
         *TESTS.glob("guest_module/threat_*.cpp"),
     ]

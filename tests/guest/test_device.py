@@ -12,7 +12,7 @@ from cpp_ring import TRANSPORT_FEATURES, PeerDead
 from cpp_ring.store import Store
 from guest import messages
 from guest.blk import BlockDevice, Operation
-from guest.device import ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, VERSION_1, VirtioDevice, bits
+from guest.device import ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET, VERSION_1, VirtioDevice, bits
 from guest.drivers import open_device
 from guest.errors import DeviceGone, InitialisationFailed, NoSuchDevice, Unsupported
 from guest.hypervisor import Domain
@@ -20,7 +20,9 @@ from guest.net import CTRL_RX, CTRL_VQ, MAC, NetDevice
 from guest.queue import Chain
 from guest.rng import RngDevice
 from guest.xenbus import State, XenbusDevice, list_devices
-from tests.raw_backend import NEEDS_RESET, RawBackend, RawQueue, ScriptedDevice
+from tests.raw_backend import RawBackend
+from tests.raw_queue import RawQueue
+from tests.scripted_device import ScriptedDevice
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from guest.device import DRIVER_OK
 from guest.hypervisor import Domain
 from guest.rng import RngDevice
 from tests.guest.conftest import StartEmulator
-from tests.raw_backend import RawBackend, RawQueue, ScriptedDevice
+from tests.raw_backend import RawBackend
+from tests.raw_queue import RawQueue
+from tests.scripted_device import ScriptedDevice
 
 
 def test_any_number_of_bytes_is_read(domain: Domain, emulator: StartEmulator) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpp_ring import xs_wire
-from cpp_ring.store import MAX_EVENTS, Store, StoreError, parse_u32, parse_u32_list, quote
+from cpp_ring.store import MAX_EVENTS, Store, StoreError
+from cpp_ring.store_values import parse_u32, parse_u32_list, quote
 
 Answer = Callable[[int, int, int, bytes], bytes]
 """(type, req_id, tx_id, payload) of a request -> bytes to send."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cpp_ring import xs_wire
-from cpp_ring.store import Store, parse_u32, parse_u32_list, quote
+from cpp_ring.store import Store
+from cpp_ring.store_values import parse_u32, parse_u32_list, quote
 from emulator.local.limits import Limits
 from emulator.local.store import StoreServer
 from emulator.local.store_connection import StoreConnection

@@ -12,7 +12,8 @@ import pytest
 
 from cpp_ring import XenHypervisor, xen
 from cpp_ring.store import Store
-from tests.raw_backend import RawBackend, ScriptedDevice
+from tests.raw_backend import RawBackend
+from tests.scripted_device import ScriptedDevice
 from tests.xen.domu import Domu
 from tests.xen.linux_guest import deadline, module, shell
 from tests.xen.serving import until
