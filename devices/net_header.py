@@ -32,7 +32,8 @@ GSO_ECN = 0x80
 ETHERNET_BYTES = 14
 MAX_MTU = 65535
 MAX_SEGMENTED = ETHERNET_BYTES + MAX_MTU
-VLAN_TAG = b"\x81\x00"
+_TAGS = (b"\x81\x00", b"\x88\xa8")
+"""EtherTypes of IEEE 802.1Q tags, a customer's and a provider's."""
 _TAG_BYTES = 4
 
 # TCP is the one protocol that is segmented. EtherType and version of what carries it:
@@ -78,8 +79,7 @@ class HeaderRules:
         What is handed on is made of what was checked: the host's kernel sees no byte of the driver's header besides.
         """
         size = len(packet) - HEADER_BYTES
-        # Bytes a VLAN tag adds to all that follows it.
-        tag = _TAG_BYTES if packet[24:26] == VLAN_TAG else 0
+        tag = _tag_bytes(packet)
         longest = self._longest + tag
         flags, gso_type, hdr_len, gso_size, start, offset, _ = HEADER.unpack_from(packet)
         if not flags & NEEDS_CSUM:  # flags that nobody knows are ignored
@@ -105,7 +105,7 @@ class HeaderRules:
         It may have been on its way since before the driver chose its offloads.
         """
         size = len(packet) - HEADER_BYTES
-        tag = _TAG_BYTES if packet[24:26] == VLAN_TAG else 0
+        tag = _tag_bytes(packet)
         flags, gso_type = packet[0], packet[1]
         if gso_type != GSO_NONE:
             return gso_type in self._takes_segments and ETHERNET_BYTES <= size <= MAX_SEGMENTED + tag
@@ -114,6 +114,11 @@ class HeaderRules:
                 return False
             packet[0] = 0
         return ETHERNET_BYTES <= size <= self._longest + tag
+
+
+def _tag_bytes(packet: bytes | memoryview) -> int:
+    """What a VLAN tag adds to all that follows it."""
+    return _TAG_BYTES if packet[24:26] in _TAGS else 0
 
 
 def _gso_types(features: int, tso4: int, tso6: int, ecn: int) -> frozenset[int]:

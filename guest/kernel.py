@@ -61,7 +61,15 @@ class Kernel:
         driver = Path("/sys/bus/xen/drivers/virtio-msg")
         for device in driver.glob("virtio-msg-*"):
             (driver / "unbind").write_text(device.name)
-        wait(lambda: subprocess.run(["rmmod", MODULE], capture_output=True, check=False).returncode == 0, "rmmod")
+        reason = ""
+
+        def removed() -> bool:
+            nonlocal reason
+            done = subprocess.run(["rmmod", MODULE], capture_output=True, text=True, check=False)
+            reason = done.stderr.strip()
+            return done.returncode == 0
+
+        wait(removed, lambda: reason or "rmmod")
         return {}
 
     def op_kernel_wait(self, path: str) -> Answer:
@@ -184,11 +192,12 @@ def run(*command: str) -> None:
         raise DriverError(f"{' '.join(command)}: {said or done.returncode}")
 
 
-def wait(condition: Callable[[], bool], what: str) -> None:
+def wait(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    """Raises DriverError that says for what."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise DriverError(f"waited {PATIENCE:g} s for {what}")
+            raise DriverError(f"waited {PATIENCE:g} s for {what if isinstance(what, str) else what()}")
         time.sleep(LOOK)
 
 

@@ -15,8 +15,12 @@ BROADCAST = b"\xff" * 6
 CONTROL_OK, CONTROL_ERR = b"\0", b"\1"
 
 
+def vlan_tag(vlan: int | None) -> bytes:
+    return b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2, "big")
+
+
 def frame(to: bytes = MAC, sender: bytes = OTHER, vlan: int | None = None, payload: bytes = b"payload") -> bytes:
-    tag = b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2, "big")
+    tag = vlan_tag(vlan)
     return to + sender + tag + b"\x88\xb5" + payload
 
 
@@ -33,7 +37,7 @@ def udp6(to: bytes, source: tuple[bytes, int], target: tuple[bytes, int]) -> byt
 
 def tcp4(to: bytes, payload: bytes, sender: bytes = OTHER, vlan: int | None = None, options: int = 0) -> bytes:
     """A frame whose TCP checksum is not complete: behind 34 bytes, a VLAN tag and IPv4 `options`, there is TCP."""
-    tag = b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2, "big")
+    tag = vlan_tag(vlan)
     size = 20 + options
     addresses = b"\x0a\x63\0\1\x0a\x63\0\2"
     ip = struct.pack("!BBHHHBBH", 0x40 | size // 4, 0, size + 20 + len(payload), 0, 0, 64, 6, 0)

@@ -27,6 +27,11 @@ def transmitted(data: bytes, *fields: int, rules: HeaderRules = ALL) -> bytes | 
     return rules.transmitted(header(*fields) + data)
 
 
+def providers(data: bytes) -> bytes:
+    """A tagged frame with a provider's tag (IEEE 802.1ad)."""
+    return data[:12] + b"\x88\xa8" + data[14:]
+
+
 @pytest.mark.parametrize("features", [0, OFFLOADS])
 def test_a_whole_frame_leaves_with_an_empty_header(features: int) -> None:
     rules = HeaderRules(features, MTU)
@@ -34,6 +39,7 @@ def test_a_whole_frame_leaves_with_an_empty_header(features: int) -> None:
     assert transmitted(frame(), 0xFE, 0, 9, 9, 9, 9, 9, rules=rules) == bytes(12)
     assert transmitted(frame(payload=bytes(MTU)), rules=rules) == bytes(12)
     assert transmitted(frame(payload=bytes(MTU), vlan=3), rules=rules) == bytes(12)
+    assert transmitted(providers(frame(payload=bytes(MTU), vlan=3)), rules=rules) == bytes(12)
     assert transmitted(frame(payload=bytes(MTU + 1)), rules=rules) is None
     assert transmitted(frame(payload=bytes(MTU + 1), vlan=3), rules=rules) is None
     assert transmitted(bytes(13), rules=rules) is None
@@ -73,11 +79,12 @@ def test_a_checksum_is_not_completed_for_who_did_not_negotiate_it() -> None:
         (tcp6(MAC, PAYLOAD, extension=b"\6\0" + bytes(6)), TSO6, 62),
         (tcp4(MAC, bytes(65495)), TSO4, 34),
         (tcp4(MAC, bytes(65495), vlan=5), TSO4, 38),
+        (providers(tcp4(MAC, bytes(65495), vlan=5)), TSO4, 38),
     ],
 )
 @pytest.mark.parametrize("ecn", [0, ECN])
 def test_a_segmented_frame_leaves_with_the_header_it_needs(data: bytes, gso_type: int, start: int, ecn: int) -> None:
-    longest = MTU + 14 + (4 if data[12:14] == b"\x81\x00" else 0)
+    longest = MTU + 14 + (4 if data[12:14] in (b"\x81\x00", b"\x88\xa8") else 0)
     for gso_size in (MIN_GSO_SIZE, 1000, longest - start - 20):
         for hdr_len in (0, start + 20, min(len(data), 65535)):
             fields = header(1, gso_type | ecn, start + 20, gso_size, start, 16)
