@@ -25,7 +25,7 @@ def make(*, refresh: bool = False) -> Artefacts:
     """Takes no time if all is there. `refresh`: asks the archives for newer packages first."""
     require_tools()
     place = cache.directory()
-    with cache.lock(place):
+    with cache.lock(place, "apt"):
         apt = Apt(place / "apt", recipe.PACKAGES, entries(release_of(Path("/etc/os-release").read_text())))
         packages = apt.packages(refresh=refresh)
 

@@ -25,8 +25,15 @@ RESUME_TIMEOUT: Final = 30.0
 
 def state(place: Path, disks: Disks, cpus: int) -> Path:
     """The saved state that fits `disks`, made if it is not there."""
-    kind = f"state{cpus}"
-    return cache.artefact(place, kind, identity(disks, cpus), lambda out: _save(out, disks, cpus)) / "memory"
+    return cache.artefact(place, _kind(cpus), identity(disks, cpus), lambda out: _save(out, disks, cpus)) / "memory"
+
+
+def is_saved(place: Path, disks: Disks, cpus: int) -> bool:
+    return cache.is_there(place, _kind(cpus), identity(disks, cpus))
+
+
+def _kind(cpus: int) -> str:
+    return f"state{cpus}"
 
 
 def identity(disks: Disks, cpus: int) -> str:

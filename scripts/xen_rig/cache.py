@@ -1,7 +1,7 @@
 """Where artefacts are kept: each in a directory named by the hash of what it is made of, which appears at once.
 
 An artefact is built in a directory of another name and renamed, so that one which is there is whole, whatever was
-killed. One lock keeps builders from building the same thing twice.
+killed. A lock for each kind keeps builders from building the same thing twice.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def sources(*names: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock(place: Path) -> Iterator[None]:
-    """Held by whoever builds. The kernel gives it back when its holder dies."""
+def lock(place: Path, kind: str) -> Iterator[None]:
+    """Held by whoever builds something of this kind. The kernel gives it back when its holder dies."""
     place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("a") as file:
+    with (place / f"lock-{kind}").open("a") as file:
         if not _lock(file.fileno()):
             say(f"waiting for another build in {place}")
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -75,14 +75,18 @@ def scratch(place: Path) -> Iterator[Path]:
         yield directory
 
 
+def is_there(place: Path, kind: str, identity: str) -> bool:
+    return (place / f"{kind}-{identity}").is_dir()
+
+
 def artefact(place: Path, kind: str, identity: str, make: Callable[[Path], None]) -> Path:
     """The directory `kind`-`identity`, made by `make` in an empty directory if it is not there."""
     final = place / f"{kind}-{identity}"
     if not final.is_dir():
-        with lock(place):
+        with lock(place, kind):
             if not final.is_dir():
-                _remove_remains(place)
-                work = Path(tempfile.mkdtemp(prefix="new-", dir=place))
+                _remove_remains(place, kind)
+                work = Path(tempfile.mkdtemp(prefix=f"new-{kind}-", dir=place))
                 try:
                     make(work)
                     work.chmod(0o755)
@@ -117,9 +121,9 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _remove_remains(place: Path) -> None:
+def _remove_remains(place: Path, kind: str) -> None:
     """Of builders that were killed: whoever holds the lock is the only one."""
-    for path in place.glob("new-*"):
+    for path in place.glob(f"new-{kind}-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -21,6 +21,7 @@ INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 128 + signal.SIGPIPE
 CPUS: Final = 2
 """Of the machine, for what is no part of the tests."""
+ALL_CPUS: Final = sorted({CPUS, *parts.CPUS.values()})
 EXIT_CODES: Final = (
     "exit codes: the script's own; 124 it ran longer than --timeout; 125 the rig could not be built or started; "
     "126 Xen or dom0 died"
@@ -59,6 +60,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     build = add("build", "Makes everything that the other commands need, which they do by themselves too.")
     build.set_defaults(command=_build)
     build.add_argument("--refresh", action="store_true", help="ask the archives for newer packages first")
+    text = "only the saved state of a machine with so many CPUs, and what it needs"
+    build.add_argument("--cpus", type=int, choices=ALL_CPUS, help=text)
     run = add("run", "Boots, runs a script of this machine in dom0, exits with its exit code.")
     run.set_defaults(command=_run)
     run.add_argument("script", type=Path, metavar="SCRIPT")
@@ -88,16 +91,32 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _build(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
+    if arguments.cpus:
+        made = artefacts.make()
+        with _run_directory() as directory:
+            disks = _disks(made, directory, directory / "share", arguments.cpus)
+            booted.state(cache.directory(), disks, arguments.cpus)
+        return 0
     made = _make_all(refresh=arguments.refresh)
     say(f"ready in {time.monotonic() - start:.1f} s: {made.versions}; kept in {cache.directory()}")
     return 0
 
 
 def _make_all(*, refresh: bool = False) -> artefacts.Artefacts:
+    """Also the saved states, side by side: a machine that boots is mostly busy with one thing at a time."""
     made = artefacts.make(refresh=refresh)
-    for cpus in sorted({CPUS, *parts.CPUS.values()}):
-        with _run_directory() as directory:
-            booted.state(cache.directory(), _disks(made, directory, directory / "share", cpus), cpus)
+    with contextlib.ExitStack() as stack:
+        machines = {}
+        for cpus in ALL_CPUS:
+            directory = stack.enter_context(_run_directory())
+            machines[cpus] = _disks(made, directory, directory / "share", cpus)
+        place = cache.directory()
+        missing = [cpus for cpus, disks in machines.items() if not booted.is_saved(place, disks, cpus)]
+        children = [stack.enter_context(parts.running(["build", "--cpus", str(cpus)])) for cpus in missing[1:]]
+        for cpus in missing[:1]:
+            booted.state(place, machines[cpus], cpus)
+        if any(child.wait() for child in children):
+            raise RigError("a state was not saved: see above")
     return made
 
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Final
 
 from scripts.xen_rig.host import say
@@ -37,24 +37,28 @@ def run(arguments: Sequence[str]) -> int:
 def _side_by_side(turn: Sequence[str], arguments: Sequence[str]) -> dict[str, int]:
     """The output of the first as it comes, that of the others when it is their turn."""
     with contextlib.ExitStack() as stack:
-        running: list[tuple[str, subprocess.Popen[bytes], IO[bytes] | None]] = []
+        started: list[tuple[str, subprocess.Popen[bytes], IO[bytes] | None]] = []
         for part in turn:
-            output: IO[bytes] | None = stack.enter_context(tempfile.TemporaryFile()) if running else None
-            command = [sys.executable, "-m", "scripts.xen_rig", "test", "--part", part, *arguments]
-            process = subprocess.Popen(command, stdout=output, stderr=output)
-            stack.callback(_end, process)
-            running.append((part, process, output))
-        for _, process, output in running:
+            output: IO[bytes] | None = stack.enter_context(tempfile.TemporaryFile()) if started else None
+            process = stack.enter_context(running(["test", "--part", part, *arguments], output))
+            started.append((part, process, output))
+        for _, process, output in started:
             process.wait()
             if output is not None:
                 output.seek(0)
                 shutil.copyfileobj(output, sys.stdout.buffer)
                 sys.stdout.buffer.flush()
-        return {part: process.returncode for part, process, _ in running}
+        return {part: process.returncode for part, process, _ in started}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """It ends its machine itself."""
-    if process.poll() is None:
-        process.terminate()
-        process.wait()
+@contextlib.contextmanager
+def running(arguments: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """`xen-rig` with these arguments, as a process of its own; it ends, and its machine, if this does."""
+    command = [sys.executable, "-m", "scripts.xen_rig", *arguments]
+    process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()

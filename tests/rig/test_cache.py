@@ -45,7 +45,7 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         cache.artefact(tmp_path, "thing", "1", fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lock-thing"]
 
 
 def test_a_killed_builder_leaves_no_artefact_and_its_remains_go_with_the_next(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_killed_builder_leaves_no_artefact_and_its_remains_go_with_the_next(tm
     assert done.returncode == -signal.SIGKILL
     assert [path.name[:4] for path in tmp_path.iterdir() if path.is_dir()] == ["new-"]
     assert (cache.artefact(tmp_path, "thing", "1", write_file) / "file").read_text() == "whole"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "thing-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock-thing", "thing-1"]
 
 
 def test_old_artefacts_of_a_kind_go(tmp_path: Path) -> None:
