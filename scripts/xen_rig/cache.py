@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,9 @@ from scripts.xen_rig.host import say
 KEPT: Final = 3
 """Artefacts of a kind that stay: a few checkouts share the cache."""
 HERE: Final = Path(__file__).parent
+ATTEMPTS: Final = 20
+PAUSE: Final = 0.1
+"""Seconds. Nobody is told that a lock is waited for that somebody has for a moment only."""
 
 
 def directory() -> Path:
@@ -52,7 +56,11 @@ def lock(place: Path, kind: str) -> Iterator[None]:
     """Held by whoever builds something of this kind. The kernel gives it back when its holder dies."""
     place.mkdir(parents=True, exist_ok=True)
     with (place / f"lock-{kind}").open("a") as file:
-        if not _lock(file.fileno()):
+        for _ in range(ATTEMPTS):
+            if _lock(file.fileno()):
+                break
+            time.sleep(PAUSE)
+        else:
             say(f"waiting for another build in {place}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
