@@ -67,6 +67,18 @@ static bool walk_next(struct walk *walk, struct buffer *buffer)
 	return false;
 }
 
+/* Is there nothing in it for the device to read? */
+bool vmsgx_chain_is_writable(struct vmsgx_queue *queue, unsigned int head)
+{
+	struct buffer buffer;
+	struct walk walk;
+
+	for (walk_begin(&walk, queue, head); walk_next(&walk, &buffer);)
+		if (!buffer.writable)
+			return false;
+	return true;
+}
+
 /* Of the driver's ring. */
 unsigned int vmsgx_chain_descriptors(struct vmsgx_queue *queue, unsigned int head)
 {

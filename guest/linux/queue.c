@@ -12,10 +12,27 @@
 
 /* Between two looks at a queue that has requests and no callback, or that is to be broken. */
 #define LOOK_NS NSEC_PER_MSEC
+/* So many for a queue that is to be broken; after them, one a second. */
+#define LOOKS_SOON 100
 
-void vmsgx_look_again(struct vmsgx_queue *queue)
+static void look_again(struct vmsgx_queue *queue)
 {
-	hrtimer_start(&queue->look, ns_to_ktime(LOOK_NS), HRTIMER_MODE_REL);
+	u64 after = queue->looks++ < LOOKS_SOON ? LOOK_NS : NSEC_PER_SEC;
+
+	hrtimer_start(&queue->look, ns_to_ktime(after), HRTIMER_MODE_REL);
+}
+
+void vmsgx_look_soon(struct vmsgx_queue *queue)
+{
+	queue->looks = 0;
+	look_again(queue);
+}
+
+/* Of all that has to be done for the driver, the rest: not from where it holds locks of its own. */
+static void call_later(struct vmsgx_queue *queue)
+{
+	queue->call_later = true;
+	queue_work(vmsgx_workqueue, &queue->dev->state_work);
 }
 
 static bool unanswered(const struct vmsgx_queue *queue)
@@ -36,20 +53,19 @@ static void call_driver(struct vmsgx_queue *queue)
 }
 
 /*
- * Has the driver taken all that was given back? What it cannot use yet is with us, else. Nothing of
- * it is published.
+ * Has the driver taken all that was given back, and told of all that it added? Nothing is
+ * published, and what waits with us are buffers that nobody waits for.
  */
 static bool all_taken(struct vmsgx_queue *queue)
 {
 	const struct vmsgx_chain *chain;
 	unsigned int ours = 0;
 
-	vmsgx_take(queue);
 	list_for_each_entry(chain, &queue->waiting, link)
 		ours += vmsgx_chain_descriptors(queue, chain - queue->chains);
 	/*
-	 * Read after avail->idx, so what the driver adds meanwhile makes it smaller only, and what
-	 * it has not taken yet is not made up for.
+	 * Read after avail->idx in vmsgx_fill: what the driver adds meanwhile makes it smaller only,
+	 * so that nothing makes up for what it has not taken.
 	 */
 	return queue->num - READ_ONCE(queue->vq->num_free) == ours;
 }
@@ -58,13 +74,17 @@ static bool all_taken(struct vmsgx_queue *queue)
  * Breaks the queue of a device that was given up, but not before the driver has taken what was
  * given back: in a broken queue it finds nothing, and yet sees that there is something. virtio_net
  * looks for it without end then, in a softirq, as soon as its poll comes late.
+ *
+ * Nor is that the end: on another CPU the driver may be adding what it cannot notify us of any
+ * longer. It has its queue back while that fails.
  */
 static void retire(struct vmsgx_queue *queue)
 {
+	if (vmsgx_fill(queue))
+		call_later(queue);
 	if (!queue->driver || all_taken(queue))
 		__virtqueue_break(queue->vq);
-	else
-		vmsgx_look_again(queue);
+	look_again(queue);
 }
 
 /* The driver made buffers available. Any context; never waits. */
@@ -74,14 +94,11 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 	unsigned long flags;
 
 	spin_lock_irqsave(&queue->lock, flags);
-	if (vmsgx_fill(queue)) {
-		/* Not from here: the driver may hold a lock that its callback takes. */
-		queue->call_later = true;
-		queue_work(vmsgx_workqueue, &queue->dev->state_work);
-	}
+	if (vmsgx_fill(queue))
+		call_later(queue);
 	if (!vq->callback && unanswered(queue)) {
 		queue->deadline = ktime_add_ms(ktime_get(), vmsgx_timeout_ms);
-		vmsgx_look_again(queue);
+		vmsgx_look_soon(queue);
 	}
 	spin_unlock_irqrestore(&queue->lock, flags);
 	/* Else virtio_ring would break the queue, and what has failed in it would stay there. */
@@ -107,7 +124,6 @@ enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 	if (!queue->vq)
 		goto out;
 	if (READ_ONCE(dev->dead)) {
-		vmsgx_fill(queue);
 		retire(queue);
 		goto out;
 	}
@@ -122,7 +138,7 @@ enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 		queue_work(vmsgx_workqueue, &dev->state_work);
 	}
 	if (unanswered(queue))
-		vmsgx_look_again(queue);
+		vmsgx_look_soon(queue);
 out:
 	spin_unlock_irqrestore(&queue->lock, flags);
 	return HRTIMER_NORESTART;
@@ -185,10 +201,8 @@ void vmsgx_queue_start(struct vmsgx_queue *queue)
 
 	spin_lock_irqsave(&queue->lock, flags);
 	queue->running = true;
-	if (vmsgx_fill(queue)) {
-		queue->call_later = true;
-		queue_work(vmsgx_workqueue, &queue->dev->state_work);
-	}
+	if (vmsgx_fill(queue))
+		call_later(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
@@ -213,7 +227,10 @@ void vmsgx_queue_stop(struct vmsgx_queue *queue)
 		call_driver(queue);
 }
 
-/* The driver reset the device, or this queue: what was in flight is its to take back. */
+/*
+ * The driver reset the device, or this queue: what was in flight is its to take back. It counts the
+ * ring's avail->idx down for that, so nobody may look at that ring any longer.
+ */
 void vmsgx_queue_forget(struct vmsgx_queue *queue)
 {
 	struct vmsgx_chain *chain, *following;
@@ -223,6 +240,7 @@ void vmsgx_queue_forget(struct vmsgx_queue *queue)
 	vmsgx_withdraw(queue);
 	list_for_each_entry_safe(chain, following, &queue->waiting, link)
 		list_del_init(&chain->link);
+	queue->driver = NULL;
 	spin_unlock_irqrestore(&queue->lock, flags);
 }
 
@@ -242,6 +260,7 @@ void vmsgx_queue_abort(struct vmsgx_queue *queue)
 	if (call)
 		call_driver(queue);
 	spin_lock_irqsave(&queue->lock, flags);
+	queue->looks = 0;
 	retire(queue);
 	spin_unlock_irqrestore(&queue->lock, flags);
 }

@@ -50,33 +50,37 @@ static void fail(struct vmsgx_queue *queue, unsigned int head)
 }
 
 /*
- * Buffers for what comes in (virtio 1.3 section 5.1.2): nobody waits for them, and virtio_net would
- * make others available for those that come back, without end. It has them again when it is
- * removed.
+ * A buffer for what comes in: nobody waits for it, and many drivers make another available as soon
+ * as it comes back, without end. Its driver has it again when it is removed. An entropy source is
+ * asked for what it writes, and somebody waits.
  */
-static bool receives(const struct vmsgx_queue *queue)
+static bool receives(struct vmsgx_queue *queue, unsigned int head)
 {
-	return queue->vq->vdev->id.device == VIRTIO_ID_NET && queue->vq->callback &&
-	       queue->index % 2 == 0;
+	return queue->vq->vdev->id.device != VIRTIO_ID_RNG &&
+	       vmsgx_chain_is_writable(queue, head);
 }
 
-/* Whether there were any. */
+/* Fails what waits for an answer. Whether there was any. */
 bool vmsgx_fail_waiting(struct vmsgx_queue *queue)
 {
 	struct vmsgx_chain *chain, *following;
+	bool failed = false;
 
-	if (list_empty(&queue->waiting) || receives(queue))
-		return false;
-	/* See retire() in queue.c: nobody finds anything in a broken queue. */
-	if (virtqueue_is_broken(queue->vq)) {
-		__virtqueue_unbreak(queue->vq);
-		vmsgx_look_again(queue);
-	}
 	list_for_each_entry_safe(chain, following, &queue->waiting, link) {
+		unsigned int head = chain - queue->chains;
+
+		if (receives(queue, head))
+			continue;
+		/* See retire() in queue.c: nobody finds anything in a broken queue. */
+		if (!failed && virtqueue_is_broken(queue->vq)) {
+			__virtqueue_unbreak(queue->vq);
+			vmsgx_look_soon(queue);
+		}
 		list_del_init(&chain->link);
-		fail(queue, chain - queue->chains);
+		fail(queue, head);
+		failed = true;
 	}
-	return true;
+	return failed;
 }
 
 static void release(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
@@ -165,7 +169,7 @@ static int put(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 }
 
 /* Looks for chains that the driver made available since, and has them wait. */
-void vmsgx_take(struct vmsgx_queue *queue)
+static void take(struct vmsgx_queue *queue)
 {
 	struct virtio_device *vdev = queue->vq->vdev;
 	const struct vring *ring = queue->driver;
@@ -217,7 +221,7 @@ bool vmsgx_fill(struct vmsgx_queue *queue)
 
 	if (!queue->driver)
 		return false;	/* between RING_RESET's two halves */
-	vmsgx_take(queue);
+	take(queue);
 	if (READ_ONCE(queue->dev->dead))
 		return vmsgx_fail_waiting(queue);
 	if (!queue->running)

@@ -327,14 +327,7 @@ int vmsgx_disable_vq_and_reset(struct virtqueue *vq)
 		return err;
 	err = vmsgx_reset_vqueue(dev, queue->index);
 	if (!err) {
-		vmsgx_queue_forget(queue);
-		/*
-		 * virtio_ring is about to make another. Who looked at this one, the timer perhaps,
-		 * has done so.
-		 */
-		spin_lock_irq(&queue->lock);
-		queue->driver = NULL;
-		spin_unlock_irq(&queue->lock);
+		vmsgx_queue_forget(queue);	/* virtio_ring is about to make another */
 		if (queue->irq)
 			synchronize_irq(queue->irq);
 #ifdef CONFIG_VIRTIO_HARDEN_NOTIFICATION

@@ -123,6 +123,7 @@ struct vmsgx_queue {
 	struct list_head published;	/* in the device's ring, in order of publication */
 	struct vmsgx_chain *chains;	/* num of them */
 	struct hrtimer look;		/* at a queue whose driver polls, or that is to break */
+	unsigned int looks;		/* since the last reason to look soon */
 	ktime_t deadline;		/* of its requests */
 };
 
@@ -130,14 +131,13 @@ struct vmsgx_queue {
 bool vmsgx_relay(struct vmsgx_queue *queue, bool *lied);
 bool vmsgx_fill(struct vmsgx_queue *queue);
 int vmsgx_reap(struct vmsgx_queue *queue);
-void vmsgx_take(struct vmsgx_queue *queue);
 bool vmsgx_fail_waiting(struct vmsgx_queue *queue);
 void vmsgx_withdraw(struct vmsgx_queue *queue);
 bool vmsgx_wants_call(struct vmsgx_queue *queue);
 
 /* ---- queue.c --------------------------------------------------------------------------------- */
 
-void vmsgx_look_again(struct vmsgx_queue *queue);
+void vmsgx_look_soon(struct vmsgx_queue *queue);
 bool vmsgx_queue_notify(struct virtqueue *vq);
 irqreturn_t vmsgx_queue_interrupt(int irq, void *opaque);
 enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer);
@@ -157,6 +157,7 @@ struct vmsgx_shape {
 	bool indirect;
 };
 
+bool vmsgx_chain_is_writable(struct vmsgx_queue *queue, unsigned int head);
 unsigned int vmsgx_chain_descriptors(struct vmsgx_queue *queue, unsigned int head);
 void vmsgx_chain_measure(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_shape *shape);
 void vmsgx_chain_describe(struct vmsgx_queue *queue, unsigned int head, struct vmsgx_chain *chain,

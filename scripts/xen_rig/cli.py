@@ -92,7 +92,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _build(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     if arguments.cpus:
-        made = artefacts.make()
+        made = artefacts.make(refresh=arguments.refresh)
         with _run_directory() as directory:
             disks = _disks(made, directory, directory / "share", arguments.cpus)
             booted.state(cache.directory(), disks, arguments.cpus)

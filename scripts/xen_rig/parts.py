@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Final
 
-from scripts.xen_rig.host import say
+from scripts.xen_rig.host import say, tool
 
 CPUS: Final = {"pv": 1, "pvh": 1, "two-cpus": 2}
 """Part -> CPUs of its machine. tests/xen/conftest.py says what is in which."""
@@ -48,13 +48,18 @@ def _side_by_side(turn: Sequence[str], arguments: Sequence[str]) -> dict[str, in
                 output.seek(0)
                 shutil.copyfileobj(output, sys.stdout.buffer)
                 sys.stdout.buffer.flush()
-        return {part: process.returncode for part, process, _ in started}
+        return {part: _exit_code(process.returncode) for part, process, _ in started}
+
+
+def _exit_code(code: int) -> int:
+    """Of one that a signal ended as a shell has it."""
+    return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
 def running(arguments: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """`xen-rig` with these arguments, as a process of its own; it ends, and its machine, if this does."""
-    command = [sys.executable, "-m", "scripts.xen_rig", *arguments]
+    command = [tool("setpriv"), "--pdeathsig", "TERM", "--", sys.executable, "-m", "scripts.xen_rig", *arguments]
     process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         yield process

@@ -158,6 +158,15 @@ class Driver {
         return all;
     }
 
+    // As virtqueue_detach_unused_buf: what is out is the driver's again, and its index counts down.
+    void detach_unused() {
+        ring_.avail[1] = static_cast<std::uint16_t>(ring_.avail[1] - outstanding_.size());
+        for (const auto& [head, request] : outstanding_)
+            free_.insert(free_.end(), request.descriptors.begin(), request.descriptors.end());
+        outstanding_.clear();
+        count();
+    }
+
     // Everything that is out is the driver's again and freed, and its ring begins at index 0.
     void take_back() {
         outstanding_.clear();

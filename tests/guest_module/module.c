@@ -195,6 +195,10 @@ bool module_ring_reset(struct module* module) { return !vmsgx_disable_vq_and_res
 bool module_ring_enable(struct module* module) { return !vmsgx_enable_vq_after_reset(queue_of(module)->vq); }
 
 void module_notify(struct module* module) {
+    if (!module_is_broken(module)) module_notify_unchecked(module);
+}
+
+void module_notify_unchecked(struct module* module) {
     if (!vmsgx_queue_notify(queue_of(module)->vq)) shim_misuse("a notification that breaks the queue");
 }
 

@@ -67,7 +67,8 @@ bool module_ring_enable(struct module* module);
 
 void module_break(struct module* module);
 bool module_is_broken(const struct module* module);
-void module_notify(struct module* module);
+void module_notify(struct module* module);           /* as virtqueue_notify, which a broken queue keeps from us */
+void module_notify_unchecked(struct module* module); /* whose check came before the queue broke */
 void module_interrupt(struct module* module);
 
 bool module_timer_armed(const struct module* module);

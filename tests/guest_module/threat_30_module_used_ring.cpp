@@ -119,10 +119,15 @@ TEST_CASE("threat 30: a chain that waits for the pool is not in flight") {
 
 TEST_CASE("threat 30: a chain that an earlier device had is not in flight with this one") {
     Queue queue({small_pool, 8, true, false});
+    queue.add({{8, true}});
     const auto forgotten = queue.add({{8, true}});
-    module_forget(queue.get());
+    REQUIRE(module_ring_reset(queue.get()));
+    queue.driver.take_back();
+    REQUIRE(module_ring_enable(queue.get()));
+    queue.driver.adopt(queue.get());
     queue.connect();
     const auto head = queue.add({{8, true}});
+    REQUIRE(head != forgotten);
     queue.device.use(forgotten, 0);
     queue.interrupt();
     CHECK(module_lied(queue.get()));

@@ -18,7 +18,9 @@ MACHINE = """#!/bin/sh
 [ "$6" != slow ] || { echo "$$" >"$MACHINES/$5"; exec sleep 60; }
 [ "$5" != pv ] || sleep 0.3
 echo "$5 $6 ends"
-exit "$(cat "$MACHINES/$5.code" 2>/dev/null || echo 0)"
+code=$(cat "$MACHINES/$5.code" 2>/dev/null || echo 0)
+[ "$code" != killed ] || kill -9 $$
+exit "$code"
 """
 TERMINABLE = """
 import signal, sys
@@ -54,6 +56,7 @@ def test_the_output_of_one_part_follows_that_of_another(
     [
         ({"pv": 1}, 1),
         ({"pvh": 1, "two-cpus": 124}, 124),
+        ({"pv": "killed"}, 137),
         ({"pv": parts.NO_TESTS, "two-cpus": parts.NO_TESTS}, 0),
         ({"pv": parts.NO_TESTS, "pvh": 1, "two-cpus": parts.NO_TESTS}, 1),
         (dict.fromkeys(parts.CPUS, parts.NO_TESTS), parts.NO_TESTS),
@@ -61,7 +64,7 @@ def test_the_output_of_one_part_follows_that_of_another(
 )
 def test_a_part_that_fails_fails_all_and_one_without_tests_does_not(
     python: Path,
-    codes: dict[str, int],
+    codes: dict[str, int | str],
     code: int,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

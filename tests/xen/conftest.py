@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.xen_rig.parts import CPUS
+
 IN_DOM0 = Path("/proc/xen/capabilities").exists() and "control_d" in Path("/proc/xen/capabilities").read_text()
 collect_ignore_glob = [] if IN_DOM0 else ["test_*.py"]
 
@@ -23,6 +25,7 @@ def part(item: pytest.Item) -> str:
     """Which of the rig's machines it runs in, see scripts/xen_rig/parts.py."""
     if marker := item.get_closest_marker("part"):
         name: str = marker.args[0]
+        assert name in CPUS, f"{item.nodeid}: no part {name!r}"
         return name
     parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
     return "pv" if "pv" in parameters else "pvh"
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", help="only tests for this machine of the rig")
+    parser.addoption("--part", default=None, help="only tests for this machine of the rig")
     parser.addoption("--cycles", type=int, default=3, help="how often tests on Xen kill, plug, load (default: 3)")
 
 

@@ -4,6 +4,7 @@
 #include <linux/types.h>
 
 #define NSEC_PER_MSEC 1000000L
+#define NSEC_PER_SEC 1000000000L
 #define CLOCK_MONOTONIC 1
 
 typedef s64 ktime_t;
