@@ -8,7 +8,14 @@ from emulator.exit_codes import ExitCode
 
 
 @click.command("demo")
-def command() -> ExitCode:
+@click.option(
+    "--races",
+    type=click.IntRange(1, 100_000_000),
+    default=100_000,
+    show_default=True,
+    help="Writes to the config space that are read back at once.",
+)
+def command(races: int) -> ExitCode:
     """Show the whole thing at work.
 
     Makes a disk image of real files and a local machine, and lets an emulator for each of two domains serve a disk,
@@ -29,7 +36,7 @@ def command() -> ExitCode:
     screen = Screen(Console())
     screen.heading("virtio-dm demo: two domains, an emulator each, guests that use their devices")
     with Interrupts() as interrupts, open_stage(interrupts) as stage:
-        demo = Demo(stage, mke2fs, screen.detail)
+        demo = Demo(stage, mke2fs, screen.detail, races)
         try:
             results = play(demo, STEPS, screen)
         except KeyboardInterrupt:

@@ -32,7 +32,6 @@ ETHERTYPE: Final = b"\x88\xb5"  # IEEE 802, for local experiments
 WRITEBACK_OFFSET: Final = 32  # in struct virtio_blk_config: the byte a driver may write
 EXCHANGE_SECONDS: Final = 10.0
 """A guest waits this long for an answer: no emulator dies here unnoticed, but machines that are shared stand still."""
-RACE_COUNT: Final = 100_000
 RACE_SLICE: Final = 5_000
 GROWTH: Final = 32 * MIB
 LATENCY_COUNT: Final = 100_000
@@ -56,11 +55,12 @@ def claim(holds: bool, otherwise: str) -> None:
 class Demo:
     """The steps, and what later ones need of earlier ones."""
 
-    def __init__(self, stage: Stage, mke2fs: Path, say: Callable[[str], None]) -> None:
-        """`say` shows a line to whoever watches."""
+    def __init__(self, stage: Stage, mke2fs: Path, say: Callable[[str], None], races: int) -> None:
+        """`say` shows a line to whoever watches. `races`: writes that are read back at once."""
         self._stage = stage
         self._mke2fs = mke2fs
         self._say = say
+        self._races = races
         self._image = Image(Path(), Path(), 0)
         self._numbers: dict[tuple[int, str], int] = {}
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
@@ -157,19 +157,20 @@ class Demo:
 
     def race(self, progress: Progress) -> str:
         stale = 0
-        for done in range(0, RACE_COUNT, RACE_SLICE):
+        for done in range(0, self._races, RACE_SLICE):
+            count = min(RACE_SLICE, self._races - done)
             answer = self._ask(
                 1,
                 "config_race",
                 dev=self._numbers[1, "blk"],
                 offset=WRITEBACK_OFFSET,
                 values=["00", "01"],
-                count=RACE_SLICE,
+                count=count,
             )
             stale += answer["stale"]
-            progress((done + RACE_SLICE) / RACE_COUNT)
-        claim(stale == 0, f"{stale} of {RACE_COUNT:,} reads gave what was there before the write")
-        return f"{RACE_COUNT:,} writes, each read back at once: no stale value"
+            progress((done + count) / self._races)
+        claim(stale == 0, f"{stale} of {self._races:,} reads gave what was there before the write")
+        return f"{self._races:,} writes, each read back at once: no stale value"
 
     def resize(self, progress: Progress) -> str:
         blk = self._numbers[1, "blk"]
