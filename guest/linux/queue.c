@@ -28,7 +28,7 @@ void vmsgx_look_soon(struct vmsgx_queue *queue)
 	look_again(queue);
 }
 
-/* Of all that has to be done for the driver, the rest: not from where it holds locks of its own. */
+/* Has state_work call the driver: here it may hold a lock that its callback takes. */
 static void call_later(struct vmsgx_queue *queue)
 {
 	queue->call_later = true;
@@ -107,11 +107,11 @@ bool vmsgx_queue_notify(struct virtqueue *vq)
 
 /*
  * Looks after a queue that is to be broken, and after one that has no callback while it has
- * requests. Hard interrupt context, but with
- * PREEMPT_RT, where whoever spins can be preempted: its driver looks for the answer in a loop,
- * perhaps with bottom halves off, and that may be all that this CPU does. No softirq, no work and
- * no event that was throttled gets through to it there. Such requests do not wait for a backend
- * that is away, and one that is there has as long as for an exchange.
+ * requests. Hard interrupt context, but with PREEMPT_RT, where whoever spins can be preempted: its
+ * driver looks for the answer in a loop, perhaps with bottom halves off, and that may be all that
+ * this CPU does. No softirq, no work and no event that was throttled gets through to it there.
+ * Requests without a callback do not wait for a backend that is away, and one that is there has as
+ * long as for an exchange.
  */
 enum hrtimer_restart vmsgx_queue_look(struct hrtimer *timer)
 {

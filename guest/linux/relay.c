@@ -52,11 +52,11 @@ static void fail(struct vmsgx_queue *queue, unsigned int head)
 /*
  * A buffer for what comes in: nobody waits for it, and many drivers make another available as soon
  * as it comes back, without end. Its driver has it again when it is removed. An entropy source is
- * asked for what it writes, and somebody waits.
+ * asked for what it writes, and somebody waits; so does a driver without a callback.
  */
 static bool receives(struct vmsgx_queue *queue, unsigned int head)
 {
-	return queue->vq->vdev->id.device != VIRTIO_ID_RNG &&
+	return queue->vq->callback && queue->vq->vdev->id.device != VIRTIO_ID_RNG &&
 	       vmsgx_chain_is_writable(queue, head);
 }
 
@@ -220,7 +220,7 @@ bool vmsgx_fill(struct vmsgx_queue *queue)
 	bool failed = false;
 
 	if (!queue->driver)
-		return false;	/* between RING_RESET's two halves */
+		return false;	/* its driver has reset it */
 	take(queue);
 	if (READ_ONCE(queue->dev->dead))
 		return vmsgx_fail_waiting(queue);

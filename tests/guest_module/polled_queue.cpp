@@ -148,6 +148,17 @@ TEST_CASE("threat 30: a lie that the timer finds fails every request at once") {
     CHECK(!module_timer_armed(queue.get()));
 }
 
+// In a queue with a callback, what the device can only write to is a buffer that nobody waits for.
+TEST_CASE("a polled request that the device only writes to fails at its deadline, too") {
+    Queue queue({large_pool, 8, true, true});
+    queue.add({{10, true}});
+    shim_events.now += timeout + ms;
+    module_fire_timer(queue.get());
+    CHECK(queue.driver.answers().at(0).failed());
+    CHECK(!module_timer_armed(queue.get()));
+    CHECK(module_late(queue.get()));
+}
+
 TEST_CASE("a polled request of a device that is given up fails at once") {
     Queue queue(polled);
     queue.add(command);

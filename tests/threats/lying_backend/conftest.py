@@ -8,24 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from guest.hypervisor import Domain, open_local
+from guest.hypervisor import Domain
 from guest.transport import Transport
-from tests.raw_backend import RawBackend, local_machine
+from tests.raw_backend import RawBackend
 from tests.scripted_device import ScriptedDevice
 
 LATE = 20.0
 """Seconds after which a call that should have ended long before counts as hung."""
-
-
-@pytest.fixture(scope="module")
-def directory() -> Iterator[Path]:
-    with local_machine() as path:
-        yield path
-
-
-@pytest.fixture
-def domain(directory: Path) -> Domain:
-    return open_local(directory, 1)
 
 
 @pytest.fixture(autouse=True)
