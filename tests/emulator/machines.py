@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
 
 import pytest
 
@@ -20,22 +17,10 @@ from cpp_ring.store import Store, StoreError
 from emulator import local
 from emulator.store_paths import State, backend_dir, backends_dir, frontend_dir
 from guest.hypervisor import Domain, open_local
+from tests import forked
 
 PATIENCE = 30.0
 MODELS = Path(__file__).parent / "models.py"
-
-
-class Popen(Protocol):
-    """What is needed of subprocess.Popen[str]."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def stderr(self) -> IO[str] | None: ...
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float) -> int: ...
-    def send_signal(self, number: int, /) -> None: ...
-    def kill(self) -> None: ...
 
 
 class Process:
@@ -44,21 +29,12 @@ class Process:
     patience = PATIENCE
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self._process = self._start(arguments, environment or {})
+        self._process = forked.Fork(arguments, environment or {}, None)
         self.lines: list[str] = []
         self._changed = threading.Condition()
         # A daemon: one that a failed test leaves keeps nobody from ending.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-
-    def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", "emulator", *arguments],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | environment,
-        )
 
     @property
     def pid(self) -> int:
@@ -99,7 +75,6 @@ class Process:
         self.wait()
 
     def _read(self) -> None:
-        assert self._process.stderr is not None
         for line in self._process.stderr:
             with self._changed:
                 self.lines.append(line.rstrip("\n"))
@@ -154,12 +129,7 @@ class Machine:
 
     def command(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """A command that ends by itself, with that exit code."""
-        done = subprocess.run(
-            [sys.executable, "-m", "emulator", *arguments, "--hypervisor", self.name],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = forked.run([*arguments, "--hypervisor", self.name], PATIENCE)
         assert done.returncode == code, done.stderr
         return done
 

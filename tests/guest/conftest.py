@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +11,8 @@ import pytest
 
 from cpp_ring.store import Store, StoreError
 from guest.hypervisor import Domain, open_local
+from tests import forked
+from tests.emulator.machines import Process
 from tests.raw_backend import local_machine
 
 PATIENCE = 20.0
@@ -24,10 +23,10 @@ class Emulator:
 
     def __init__(self, domid: int, specs: tuple[str, ...]) -> None:
         arguments = [part for spec in specs for part in ("--device", spec)]
-        command = [sys.executable, "-m", "emulator", "run", "--hypervisor", "local:m", "--domid", str(domid)]
+        command = ["run", "--hypervisor", "local:m", "--domid", str(domid), "--log-level", "error"]
         self._domid = domid
         self._count = len(specs)
-        self._process = subprocess.Popen([*command, "--log-level", "error", *arguments])
+        self._process = Process(*command, *arguments)
 
     def await_devices(self, dom0: Store) -> None:
         """Returns when its devices are in the store, ready or not."""
@@ -38,19 +37,15 @@ class Emulator:
         dom0.unwatch("/local/domain", "devices")
 
     def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        self._process.signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """As by kill -9."""
         self._process.kill()
-        self._process.wait(PATIENCE)
 
     def stop(self) -> None:
         """Asks it to end, and sees that it does. Idempotent."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
-        self._process.wait(PATIENCE)
+        self._process.stop()
 
 
 StartEmulator = Callable[..., Emulator]
@@ -101,12 +96,7 @@ def toolstack() -> Callable[..., None]:
     """`toolstack("detach", "1", "0")` runs one command of the emulator's."""
 
     def run(command: str, *arguments: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "emulator", command, *arguments, "--hypervisor", "local:m"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            timeout=PATIENCE,
-            env=os.environ,
-        )
+        done = forked.run([command, *arguments, "--hypervisor", "local:m"], PATIENCE)
+        assert done.returncode == 0, done.stderr
 
     return run

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,7 +21,6 @@ from emulator.store_paths import State, backend_dir, backends_dir
 from scripts.xen_rig.domu_config import Kind
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, GuestAgent
-from tests.xen.forked import Fork
 
 SECTOR: Final = 512
 MIB: Final = 1 << 20
@@ -75,7 +74,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def supervisor() -> Iterator[Process]:
-    process = ForkedProcess("supervise", "--hypervisor", "xen")
+    process = PatientProcess("supervise", "--hypervisor", "xen")
     process.await_line("watching the domains")
     yield process
     assert process.stop() == 0, process.lines
@@ -88,14 +87,11 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-class ForkedProcess(Process):
+class PatientProcess(Process):
     patience = PATIENCE
 
-    def _start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Fork:
-        return Fork(arguments, environment)
 
-
-class Emulator(ForkedProcess):
+class Emulator(PatientProcess):
     """`virtio-dm run` of a domU with these devices, from when they are ready; in order stopped at the end."""
 
     def __init__(self, domu: Domu, *specs: str, options: tuple[str, ...] = ()) -> None:
