@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from cpp_ring import xs_wire
 from cpp_ring.store_values import parse_u32, quote
+from cpp_ring.unix_socket import connect
 from cpp_ring.xs_wire import HEADER, PAYLOAD_MAX
 
 Result = TypeVar("Result")
@@ -156,8 +157,7 @@ class Store(Access):
             if stat.S_ISCHR(Path(path).stat().st_mode):
                 return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC), timeout)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(timeout)
-                connection.connect(os.fspath(path))
+                connect(connection, path, timeout)
                 return cls(connection.detach(), timeout)
         except OSError as error:
             number = error.errno or errno.ETIMEDOUT

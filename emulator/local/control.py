@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+from cpp_ring.unix_socket import connect
 from emulator.local import wire
 from emulator.local.errors import MachineError
 from emulator.local.wire import ANY, DOMAIN
@@ -19,9 +20,8 @@ class Control:
         """ENOENT: there is no broker; ETIMEDOUT: it does not answer in `timeout` seconds; EPROTO: another version."""
         self._directory = directory
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(timeout)
         try:
-            self._socket.connect(os.fspath(directory / "dom0" / "hypervisor"))
+            connect(self._socket, directory / "dom0" / "hypervisor", timeout)
             self.pid = self._call(wire.HELLO, wire.VERSION).value
         except MachineError:
             self._socket.close()

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
+from cpp_ring.unix_socket import connect
 from emulator.local import wire
 
 
@@ -17,9 +18,8 @@ class Client:
 
     def __init__(self, directory: Path, domid: int, hello: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(10)
         try:
-            self.socket.connect(str(directory / f"dom{domid}" / "hypervisor"))
+            connect(self.socket, directory / f"dom{domid}" / "hypervisor", 10)
             if hello:
                 self.call(wire.HELLO, wire.VERSION)
         except OSError:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,6 +214,34 @@ def test_no_store_at_all_says_where_it_was_sought(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="no xenstore at"):
         Store.open(tmp_path / "file")
+
+
+@pytest.fixture
+def busy_store(tmp_path: Path) -> Iterator[socket.socket]:
+    """One that has as many waiting to be accepted as it lets wait, as xenstored when emulators start together."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(0)
+        waiting.connect(str(tmp_path / "socket"))
+        yield listener
+
+
+def test_a_store_that_many_connect_to_is_waited_for(busy_store: socket.socket, tmp_path: Path) -> None:
+    def accept_later() -> None:
+        time.sleep(0.05)
+        busy_store.accept()[0].close()
+
+    accepting = threading.Thread(target=accept_later)
+    accepting.start()
+    with Store.open(tmp_path / "socket"):
+        accepting.join()
+
+
+@pytest.mark.usefixtures("busy_store")
+def test_a_store_that_accepts_nobody_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no xenstore at") as error:
+        Store.open(tmp_path / "socket", timeout=0.05)
+    assert error.value.errno == errno.ETIMEDOUT
 
 
 def test_a_character_device_is_spoken_to_as_the_kernels_xenbus(monkeypatch: pytest.MonkeyPatch) -> None:

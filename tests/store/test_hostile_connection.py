@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from cpp_ring import xs_wire
 from cpp_ring.store import Store
+from cpp_ring.unix_socket import connect as connect_to
 
 KINDS = [getattr(xs_wire, name) for name in dir(xs_wire) if name.startswith("XS_")]
 
 
 def connect(machine: Path, domid: int) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(10)
-    connection.connect(str(machine / f"dom{domid}" / "xenstored"))
+    connect_to(connection, machine / f"dom{domid}" / "xenstored", 10)
     return connection
 
 

@@ -1,0 +1,30 @@
+"""Connecting to a Unix socket that others connect to at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+
+_RETRY_S = 0.005
+
+
+def connect(unix: socket.socket, path: str | os.PathLike[str], timeout: float) -> None:
+    """Connects a new socket, which gets that timeout, in seconds, for all it does later, too.
+
+    A listener's queue may be full (that of xenstored takes one or two connections), and then a socket that does not
+    block, as one with a timeout, is refused at once, see unix(7); one that blocks would wait for ever.
+
+    Raises:
+        TimeoutError: the queue is still full.
+        OSError: there is nobody to connect to.
+    """
+    unix.settimeout(timeout)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            unix.connect(os.fspath(path))
+            return
+        time.sleep(_RETRY_S)
+    raise TimeoutError
