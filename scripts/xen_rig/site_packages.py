@@ -62,7 +62,7 @@ class Environment:
 
     def __init__(self) -> None:
         setup = REPOSITORY / "scripts/setup"
-        if subprocess.run([setup], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode:
+        if subprocess.run([setup, "test"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode:
             raise RigError("scripts/setup failed: what it said above must be repaired first")
         self.interpreter = REPOSITORY / ".venv/bin/python"
         found = json.loads(run([self.interpreter, "-c", LISTING, ",".join(LIBRARIES), ",".join(TEST_LIBRARIES)]))
