@@ -293,10 +293,10 @@ TEST_SUITE("threads") {
         run(16, version_1 | event_idx, {many, 256});
     }
     TEST_CASE("split queue: no event is lost between two threads, one request at a time, by flags") {
-        run(2, version_1, {many / 8, 16});  // room for one chain
+        run(2, version_1, {many / 16, 16});  // room for one chain
     }
     TEST_CASE("split queue: no event is lost between two threads, one request at a time, by event index") {
-        run(2, version_1 | event_idx, {many / 8, 16});
+        run(2, version_1 | event_idx, {many / 16, 16});
     }
     TEST_CASE("split queue: no event is lost between two threads, in order with indirect tables") {
         run(64, version_1 | event_idx | in_order | indirect, {many, 256});

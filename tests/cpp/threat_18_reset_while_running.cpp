@@ -70,7 +70,7 @@ void restart(LoopbackDevice& device) {
 
 TEST_SUITE("threads") {
     TEST_CASE("threat 18: resets again and again with requests in the rings") {
-        const std::uint64_t total = rounds(thread_sanitizer ? 500 : 10'000, 100'000);
+        const std::uint64_t total = rounds(thread_sanitizer ? 500 : 2'000, 100'000);
         EchoModel model;
         DeviceShape shape;
         shape.spin_us = 0;
