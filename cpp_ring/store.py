@@ -138,12 +138,13 @@ class Store(Access):
     answer: drain `events()` or `next_event(0)` before sleeping on it.
     """
 
-    __slots__ = ("_buffer", "_events", "_fd", "_next_id", "_timeout", "_tokens")
+    __slots__ = ("_buffer", "_end", "_events", "_fd", "_next_id", "_timeout", "_tokens")
 
     def __init__(self, fd: int, timeout: float = 10.0) -> None:
         """Takes over `fd`. `timeout`: seconds a request may take."""
         os.set_blocking(fd, False)
         self._fd = fd
+        self._end = "xenstore: the connection is closed"
         self._timeout = timeout
         self._next_id = 0
         self._buffer = bytearray()
@@ -179,10 +180,15 @@ class Store(Access):
         if fd >= 0:
             os.close(fd)
 
+    @property
+    def closed(self) -> bool:
+        """By `close`, or because the store gave no answer or none that can be trusted."""
+        return self._fd < 0
+
     def fileno(self) -> int:
-        """Descriptor to poll for readability. Raises StoreError ENOTCONN when closed."""
+        """Descriptor to poll for readability. Raises StoreError ENOTCONN when closed, which says how that came."""
         if self._fd < 0:
-            raise StoreError(errno.ENOTCONN, "xenstore: the connection is closed")
+            raise StoreError(errno.ENOTCONN, self._end)
         return self._fd
 
     def get_domain_path(self, domid: int) -> str:
@@ -298,6 +304,7 @@ class Store(Access):
     def broken(self, number: int, text: str) -> StoreError:
         """Closes the connection, whose state is unknown from here on; returns the error to raise."""
         self.close()
+        self._end = text
         return StoreError(number, text)
 
     def _send(self, fd: int, message: bytes, deadline: float) -> None:

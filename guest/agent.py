@@ -81,7 +81,8 @@ class Agent(Measuring, Peers, Kernel):
 
     def descriptors(self) -> list[int]:
         """Readable when `service` should be called."""
-        return [device.transport.store.fileno() for device in self._devices.values()]
+        stores = [device.transport.store for device in self._devices.values()]
+        return [store.fileno() for store in stores if not store.closed]
 
     def close(self) -> None:
         for device in self._devices.values():

@@ -17,9 +17,13 @@ from typing import Any
 import pytest
 
 from cpp_ring import LatencyRecorder
+from cpp_ring.store import Store
+from emulator.local import ensure_broker
+from emulator.local.control import Control
 from guest.agent import Agent
 from guest.hypervisor import Domain
-from tests.guest.conftest import PATIENCE, StartEmulator
+from tests.guest.conftest import PATIENCE, Emulator, StartEmulator
+from tests.raw_backend import local_machine
 
 
 class AgentProcess:
@@ -201,6 +205,22 @@ def test_an_agent_without_a_machine_says_why(tmp_path: Path, monkeypatch: pytest
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False)
     assert result.returncode == 3
     assert result.stderr.count(b"\n") == 1
+
+
+def test_an_agent_outlives_the_store_and_says_how_it_ended() -> None:
+    with local_machine() as machine:
+        emulator, agent = Emulator(1, ("rng",)), AgentProcess()
+        with Store.open(machine / "dom0" / "xenstored") as dom0, Control(machine) as control:
+            emulator.await_devices(dom0)
+            agent.do("connect", dev=0)
+            os.kill(control.pid, signal.SIGKILL)
+        for _ in range(2):
+            answer = agent.ask("probe", dev=0)
+            assert (answer["ok"], answer["kind"]) == (False, "StoreError"), answer
+            assert "the store" in answer["error"], answer
+        assert agent.end() == 0
+        emulator.stop()
+        ensure_broker("m")  # to be stopped
 
 
 def test_ctrl_c_ends_an_agent_quietly_and_closes_its_devices(

@@ -139,7 +139,9 @@ class Domu:
         return GuestAgent(self.popen(command))
 
     def alive(self) -> bool:
-        return subprocess.run(["xl", "domid", self.name], capture_output=True, check=False).returncode == 0
+        # Without a xenstored, xl waits for ever.
+        command = ["xl", "domid", self.name]
+        return subprocess.run(command, capture_output=True, timeout=START_TIMEOUT, check=False).returncode == 0
 
     def disconnect(self) -> None:
         """Lets go of the domU's pages, so that they do not keep it from vanishing."""
