@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -14,7 +13,8 @@ def connect(unix: socket.socket, path: str | os.PathLike[str], timeout: float) -
     """Connects a new socket, which gets that timeout, in seconds, for all it does later, too.
 
     A listener's queue may be full (that of xenstored takes one or two connections), and then a socket that does not
-    block, as one with a timeout, is refused at once, see unix(7); one that blocks would wait for ever.
+    block, as one with a timeout, is refused at once, see unix(7). One that blocks, with SO_SNDTIMEO, would wait; but
+    after a signal Python asks whether it is connected, and takes one that never was for one.
 
     Raises:
         TimeoutError: the queue is still full.
@@ -22,9 +22,10 @@ def connect(unix: socket.socket, path: str | os.PathLike[str], timeout: float) -
     """
     unix.settimeout(timeout)
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        with contextlib.suppress(BlockingIOError):
-            unix.connect(os.fspath(path))
-            return
+    while True:
+        try:
+            return unix.connect(os.fspath(path))
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None
         time.sleep(_RETRY_S)
-    raise TimeoutError

@@ -11,6 +11,9 @@ from hypothesis import settings
 # Processes that tests start import what this process imports, whatever directory they run in.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# As virtio-dm has it, see emulator/__main__.py; here numpy is imported before that.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # A shell without job control ignores Ctrl-C for what it starts in the background, and that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

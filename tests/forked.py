@@ -1,21 +1,22 @@
 """`virtio-dm` in a fork of a process that has imported it.
 
 To start Python, numpy and the measuring of coverage takes longer than most tests, and in software emulation seconds.
-Tests of the start itself, and what a supervisor, the demo and the bench start, start as anybody's would.
+Tests of the start itself, and what a supervisor, the demo and the bench start, start as anybody's would. The machine of
+a fork runs before: a broker that it started would keep what the forks' server knows its own end by.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, TextIO
@@ -23,26 +24,29 @@ from typing import Final, TextIO
 from emulator.__main__ import main
 
 PRELOADED: Final = (
-    "emulator.__main__", "emulator.cli", "emulator.commands.attach", "emulator.commands.detach",
-    "emulator.commands.list", "emulator.commands.run", "emulator.commands.supervise", "emulator.commands.update",
-    "emulator.process", "emulator.supervisor", "emulator.xenbus", "devices.blk", "devices.net", "devices.rng",
-    "cpp_ring.xen", "pytest",
+    "tests.forked", "emulator.cli", "emulator.commands.attach", "emulator.commands.detach", "emulator.commands.list",
+    "emulator.commands.run", "emulator.commands.supervise", "emulator.commands.update", "emulator.process",
+    "emulator.supervisor", "emulator.xenbus", "devices.blk", "devices.net", "devices.rng", "cpp_ring.xen",
 )  # fmt: skip
+NOWHERE: Final = Path(os.devnull)
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOADED))
 
 
 class Fork:
-    """One that runs: as much of subprocess.Popen as the tests have use for. `output` tells to whom its own goes."""
+    """One that runs: as much of subprocess.Popen as the tests have use for. What it writes goes to a file or a pipe."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Connection | None) -> None:
-        self.stderr, stderr = pipe()
-        # A daemon, in multiprocessing's sense: a test that fails and leaves it keeps nobody from ending.
-        arguments_of_it = (output, stderr, list(arguments), dict(os.environ) | dict(environment))
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        output: Path | Connection = NOWHERE,
+        errors: Path | Connection = NOWHERE,
+    ) -> None:
+        arguments_of_it = (output, errors, list(arguments), dict(os.environ) | dict(environment))
         self._process = _context.Process(target=_become, args=arguments_of_it, daemon=True)
         self._process.start()
-        stderr.close()
 
     @property
     def pid(self) -> int:
@@ -62,11 +66,20 @@ class Fork:
         return code
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        # The server of the forks knows of an end before it says so.
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
+
+
+@atexit.register
+def _kill_what_tests_left() -> None:
+    """multiprocessing asks them to end and waits for it, which one that is stopped never does."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def run(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -75,19 +88,16 @@ def run(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess
     Raises:
         TimeoutExpired: it did not end; it is killed.
     """
-    output, its_output = pipe()
-    process = Fork(arguments, {}, its_output)
-    its_output.close()
-    killer = threading.Timer(timeout, process.kill)
-    killer.start()
-    with output, process.stderr, ThreadPoolExecutor(1) as reader:
-        written = reader.submit(output.read)
-        errors = process.stderr.read()
-        done = subprocess.CompletedProcess(list(arguments), process.wait(timeout), written.result(), errors)
-    killer.cancel()
-    if done.returncode == -signal.SIGKILL:
-        raise subprocess.TimeoutExpired(list(arguments), timeout, written.result(), errors)
-    return done
+    with tempfile.TemporaryDirectory(prefix="vdm-") as directory:
+        output, errors = Path(directory, "output"), Path(directory, "errors")
+        process = Fork(arguments, {}, output, errors)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout)
+            raise
+        return subprocess.CompletedProcess(list(arguments), code, output.read_text(), errors.read_text())
 
 
 def pipe() -> tuple[TextIO, Connection]:
@@ -97,14 +107,13 @@ def pipe() -> tuple[TextIO, Connection]:
         return os.fdopen(os.dup(ours.fileno()), errors="replace"), theirs
 
 
-def _become(output: Connection | None, stderr: Connection, arguments: list[str], environment: dict[str, str]) -> None:
+def _become(
+    output: Path | Connection, errors: Path | Connection, arguments: list[str], environment: dict[str, str]
+) -> None:
     """In the new process."""
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2((output or nowhere).fileno(), 1)
-    os.dup2(stderr.fileno(), 2)
-    if output:
-        output.close()
-    stderr.close()
+    for number, target in ((1, output), (2, errors)):
+        with target.open("wb") if isinstance(target, Path) else target as file:
+            os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["virtio-dm", *arguments]
@@ -112,7 +121,7 @@ def _become(output: Connection | None, stderr: Connection, arguments: list[str],
     try:
         main()
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     _save_counted_lines()
@@ -121,7 +130,7 @@ def _become(output: Connection | None, stderr: Connection, arguments: list[str],
 
 
 def _save_counted_lines() -> None:
-    """Newer Pythons forget in a child what was to be done at the end."""
+    """From 3.13 on, a child of multiprocessing forgets what its parent had to do at the end."""
     coverage = sys.modules.get("coverage")
     if counting := coverage and coverage.Coverage.current():
         counting.save()

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fake_hypervisor.hpp"
+#include "rounds.hpp"
 #include "split_queue_device.hpp"
 #include "split_queue_driver.hpp"
 
@@ -293,10 +294,10 @@ TEST_SUITE("threads") {
         run(16, version_1 | event_idx, {many, 256});
     }
     TEST_CASE("split queue: no event is lost between two threads, one request at a time, by flags") {
-        run(2, version_1, {many / 16, 16});  // room for one chain
+        run(2, version_1, {rounds(many / 16, many / 8), 16});  // room for one chain
     }
     TEST_CASE("split queue: no event is lost between two threads, one request at a time, by event index") {
-        run(2, version_1 | event_idx, {many / 16, 16});
+        run(2, version_1 | event_idx, {rounds(many / 16, many / 8), 16});
     }
     TEST_CASE("split queue: no event is lost between two threads, in order with indirect tables") {
         run(64, version_1 | event_idx | in_order | indirect, {many, 256});

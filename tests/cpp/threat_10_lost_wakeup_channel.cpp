@@ -108,7 +108,7 @@ void let_it_sleep(const Ring& ring) {
     while (!ring.backend_waiting() && Clock::now() < deadline) std::this_thread::yield();
 }
 
-void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uint32_t rounds) {
+void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uint64_t total) {
     CAPTURE(backend_spin);
     CAPTURE(frontend_spins);
     SlowModel model;
@@ -121,9 +121,9 @@ void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uin
     {
         BackendThread thread(device.backend);
         Delay delay(102);
-        std::uint32_t done = 0;
-        for (bool lost = false; done < rounds; ++done) {
-            if (done % (rounds / 4) == 0) let_it_sleep(ring);
+        std::uint64_t done = 0;
+        for (bool lost = false; done < total; ++done) {
+            if (done % (total / 4) == 0) let_it_sleep(ring);
             const Message request = make_request(VMSG_GET_CONFIG, bytes_of(vmsg_config_range{40, 4}), ring.token());
             if (ring.publish(request)) frontend.channels->notify(frontend.port);
             Message answer;
@@ -140,9 +140,9 @@ void exchange_rounds(double backend_spin, std::uint32_t frontend_spins, std::uin
             if (lost || error) break;
             delay(400);
         }
-        CHECK(done == rounds);
+        CHECK(done == total);
     }
-    CHECK(device.backend.counters().requests == rounds);
+    CHECK(device.backend.counters().requests == total);
     CHECK(device.backend.counters().sleeps > 0);
 }
 
@@ -255,12 +255,12 @@ TEST_SUITE("threads") {
     }
 
     TEST_CASE("threat 10: exchanges with a backend, both asleep at once, miss no event") {
-        exchange_rounds(0, 0, 16'000 / fewer);
+        exchange_rounds(0, 0, rounds(16'000, 20'000) / fewer);
     }
     TEST_CASE("threat 10: exchanges with a backend that falls asleep while the request comes, miss no event") {
-        exchange_rounds(2, 50, 8'000 / fewer);
-        exchange_rounds(5, 1000, 8'000 / fewer);
-        exchange_rounds(50, 0, 8'000 / fewer);
+        exchange_rounds(2, 50, rounds(8'000, 20'000) / fewer);
+        exchange_rounds(5, 1000, rounds(8'000, 20'000) / fewer);
+        exchange_rounds(50, 0, rounds(8'000, 20'000) / fewer);
     }
     TEST_CASE("threat 10: kicks and interrupts of two queues, by flags and by event index, are not lost") {
         for (const std::uint64_t features : {version_1_bit, version_1_bit | event_idx_bit}) {

@@ -29,7 +29,9 @@ class Process:
     patience = PATIENCE
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self._process = forked.Fork(arguments, environment or {}, None)
+        self._stderr, stderr = forked.pipe()
+        with stderr:
+            self._process = forked.Fork(arguments, environment or {}, errors=stderr)
         self.lines: list[str] = []
         self._changed = threading.Condition()
         # A daemon: one that a failed test leaves keeps nobody from ending.
@@ -75,11 +77,11 @@ class Process:
         self.wait()
 
     def _read(self) -> None:
-        for line in self._process.stderr:
-            with self._changed:
-                self.lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        self._process.stderr.close()
+        with self._stderr as lines:
+            for line in lines:
+                with self._changed:
+                    self.lines.append(line.rstrip("\n"))
+                    self._changed.notify_all()
 
 
 class Machine:

@@ -191,6 +191,15 @@ def test_each_command_has_help(run: Run, command: str | None) -> None:
     assert out.startswith("Usage: virtio-dm")
 
 
+@pytest.mark.parametrize("command", ["attach", "detach"])
+def test_commands_that_other_tests_fork_start_from_nothing(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "emulator", command, "--help"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"virtio-dm {command}" in done.stdout
+
+
 def test_help_shows_every_command_and_every_exit_code(run: Run) -> None:
     _, out, _ = run("--help")
     assert set(MEANINGS) == set(ExitCode)

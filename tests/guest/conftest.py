@@ -44,8 +44,9 @@ class Emulator:
         self._process.kill()
 
     def stop(self) -> None:
-        """Asks it to end, and sees that it does. Idempotent."""
+        """Asks it to end, and sees that it does. Idempotent. What it said is shown if the test fails."""
         self._process.stop()
+        print("\n".join(self._process.lines))
 
 
 StartEmulator = Callable[..., Emulator]

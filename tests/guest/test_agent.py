@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from cpp_ring import LatencyRecorder
 from cpp_ring.store import Store
 from emulator.local import ensure_broker
 from emulator.local.control import Control
-from guest.agent import Agent
+from guest.agent import Agent, wait_readable
 from guest.hypervisor import Domain
 from tests.guest.conftest import PATIENCE, Emulator, StartEmulator
 from tests.raw_backend import local_machine
@@ -208,19 +209,24 @@ def test_an_agent_without_a_machine_says_why(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_agent_outlives_the_store_and_says_how_it_ended() -> None:
-    with local_machine() as machine:
-        emulator, agent = Emulator(1, ("rng",)), AgentProcess()
+    with local_machine() as machine, contextlib.ExitStack() as ending:
+        ending.callback(ensure_broker, "m")  # to be stopped
+        emulator = Emulator(1, ("rng",))
+        ending.callback(emulator.stop)
+        agent = AgentProcess()
+        ending.callback(agent.end)
         with Store.open(machine / "dom0" / "xenstored") as dom0, Control(machine) as control:
             emulator.await_devices(dom0)
             agent.do("connect", dev=0)
-            os.kill(control.pid, signal.SIGKILL)
+            broker = os.pidfd_open(control.pid)
+        signal.pidfd_send_signal(broker, signal.SIGKILL)
+        assert wait_readable([broker], PATIENCE), "the broker did not die"
+        os.close(broker)
         for _ in range(2):
             answer = agent.ask("probe", dev=0)
             assert (answer["ok"], answer["kind"]) == (False, "StoreError"), answer
             assert "the store" in answer["error"], answer
         assert agent.end() == 0
-        emulator.stop()
-        ensure_broker("m")  # to be stopped
 
 
 def test_ctrl_c_ends_an_agent_quietly_and_closes_its_devices(

@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,15 +227,18 @@ def busy_store(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def test_a_store_that_many_connect_to_is_waited_for(busy_store: socket.socket, tmp_path: Path) -> None:
-    def accept_later() -> None:
-        time.sleep(0.05)
+def test_a_store_that_many_connect_to_is_waited_for(
+    busy_store: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def accept_meanwhile(pause: float) -> None:
+        pauses.append(pause)
         busy_store.accept()[0].close()
 
-    accepting = threading.Thread(target=accept_later)
-    accepting.start()
+    monkeypatch.setattr("cpp_ring.unix_socket.time.sleep", accept_meanwhile)
     with Store.open(tmp_path / "socket"):
-        accepting.join()
+        assert len(pauses) == 1
 
 
 @pytest.mark.usefixtures("busy_store")
