@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -31,6 +33,22 @@ SIZE: Final = 64 * MIB
 CARD: Final = "/sys/class/net/eth0"
 OFFLOADS: Final = (0, 1, 2, 7, 8, 9, 11, 12, 13)
 """Feature bits that leave checksums and TCP's segments to the other side (virtio 1.3 section 5.1.3)."""
+
+SET_RINGS: Final = """
+import ctypes, fcntl, socket, struct, sys
+
+def ethtool(command, rx=0, tx=0):
+    ring = (ctypes.c_uint32 * 9)(command, 0, 0, 0, 0, rx, 0, 0, tx)  # struct ethtool_ringparam
+    SIOCETHTOOL = 0x8946
+    fcntl.ioctl(card, SIOCETHTOOL, struct.pack("16sP16x", b"eth0", ctypes.addressof(ring)))
+    return ring[5], ring[8]
+
+ETHTOOL_GRINGPARAM, ETHTOOL_SRINGPARAM = 0x10, 0x11
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
+    ethtool(ETHTOOL_SRINGPARAM, *map(int, sys.argv[1:]))
+    print(*ethtool(ETHTOOL_GRINGPARAM))
+"""
+"""`ethtool -G eth0 rx RX tx TX`, and what the rings are then."""
 
 
 def ip(command: str) -> None:
@@ -120,6 +138,21 @@ print(taken, given, received, packets("tx") - before)
     assert client.wait() == 0
     assert (seen, sent, SIZE) == (given, taken, size)
     assert max(frames) < SIZE // MTU
+
+
+def test_rings_change_their_size_while_frames_come_and_go(linux: Domu) -> None:
+    """VIRTIO_F_RING_RESET: each queue stops alone, and goes on with a ring that the driver made meanwhile."""
+    pinging = linux.popen(["ping", "-q", "-i", "0.002", "-s", "1000", HERE])
+    assert pinging.read_line().startswith(b"PING")
+    for rx, tx in ((32, 64), (64, 32), (16, 16), (128, 128)):
+        setting = linux.popen(["python3", "-c", SET_RINGS, str(rx), str(tx)])
+        assert setting.read_all(60).decode() == f"{rx} {tx}\n", setting.stderr
+        assert " 20 packets received" in shell(linux, f"ping -c 20 -i 0.01 -s 1300 {HERE}")
+    pinging.send_signal(signal.SIGINT)
+    summary = pinging.read_all().decode()
+    assert re.search(r"[1-9]\d\d+ packets received", summary), summary
+    log = shell(linux, "dmesg")
+    assert not any(word in log for word in ("BUG", "WARNING", "Call Trace", "is broken")), log
 
 
 def test_the_guest_sees_the_cable_pulled_and_put_back(linux: Domu, dom0: Store) -> None:
