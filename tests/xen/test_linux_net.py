@@ -84,7 +84,7 @@ def test_address_and_mtu_are_those_of_the_device(linux: Domu) -> None:
 
 def test_pings_of_all_sizes_come_back_both_ways(linux: Domu) -> None:
     output = shell(linux, f"ping -c {PINGS} -i 0.01 -s 1300 {HERE}")
-    assert f"{PINGS} packets transmitted, {PINGS} packets received" in output
+    assert came_back(output) == PINGS, f"{output}\n{frames(linux)}"
     for size in (0, 1, 63, 1372):
         assert " 3 packets received" in shell(linux, f"ping -c 3 -i 0.01 -s {size} {HERE}")
 
@@ -140,17 +140,34 @@ print(taken, given, received, packets("tx") - before)
     assert max(frames) < SIZE // MTU
 
 
+def frames(linux: Domu) -> str:
+    """What each end counted."""
+    command = "grep -H . {0}/statistics/*_packets {0}/statistics/*_dropped"
+    here = subprocess.run(["sh", "-c", command.format(f"/sys/class/net/{TAP}")], capture_output=True, text=True)
+    return here.stdout + shell(linux, command.format(CARD))
+
+
+def came_back(pinged: str) -> int:
+    """Of what `ping` sent."""
+    match = re.search(r"(\d+) packets received", pinged)
+    assert match, pinged
+    return int(match[1])
+
+
 def test_rings_change_their_size_while_frames_come_and_go(linux: Domu) -> None:
     """VIRTIO_F_RING_RESET: each queue stops alone, and goes on with a ring that the driver made meanwhile."""
     pinging = linux.popen(["ping", "-q", "-i", "0.002", "-s", "1000", HERE])
-    assert pinging.read_line().startswith(b"PING")
-    for rx, tx in ((32, 64), (64, 32), (16, 16), (128, 128)):
-        setting = linux.popen(["python3", "-c", SET_RINGS, str(rx), str(tx)])
-        assert setting.read_all(60).decode() == f"{rx} {tx}\n", setting.stderr
-        assert " 20 packets received" in shell(linux, f"ping -c 20 -i 0.01 -s 1300 {HERE}")
-    pinging.send_signal(signal.SIGINT)
-    summary = pinging.read_all().decode()
-    assert re.search(r"[1-9]\d\d+ packets received", summary), summary
+    try:
+        # In one of 16, virtio_net stops sending for good: it waits for room for a frame of the most pieces, 19.
+        for rx, tx in ((32, 64), (64, 32), (32, 32), (128, 128)):
+            setting = linux.popen(["python3", "-c", SET_RINGS, str(rx), str(tx)])
+            assert setting.read_all(60).decode() == f"{rx} {tx}\n", setting.stderr
+            # Frames in a queue that is reset are lost, and a ring of 32 may be full when one more comes.
+            assert came_back(shell(linux, f"ping -c 20 -i 0.01 -s 1300 {HERE}")) >= 10
+    finally:
+        pinging.send_signal(signal.SIGINT)
+    assert came_back(pinging.read_all().decode()) >= 100
+    assert came_back(shell(linux, f"ping -c 20 -i 0.01 -s 1300 {HERE}")) == 20
     log = shell(linux, "dmesg")
     assert not any(word in log for word in ("BUG", "WARNING", "Call Trace", "is broken")), log
 
