@@ -156,6 +156,7 @@ def came_back(pinged: str) -> int:
 
 def test_rings_change_their_size_while_frames_come_and_go(linux: Domu) -> None:
     """VIRTIO_F_RING_RESET: each queue stops alone, and goes on with a ring that the driver made meanwhile."""
+    before = len(shell(linux, "dmesg").splitlines())
     pinging = linux.popen(["ping", "-q", "-i", "0.002", "-s", "1000", HERE])
     try:
         # In one of 16, virtio_net stops sending for good: it waits for room for a frame of the most pieces, 19.
@@ -168,8 +169,8 @@ def test_rings_change_their_size_while_frames_come_and_go(linux: Domu) -> None:
         pinging.send_signal(signal.SIGINT)
     assert came_back(pinging.read_all().decode()) >= 100
     assert came_back(shell(linux, f"ping -c 20 -i 0.01 -s 1300 {HERE}")) == 20
-    log = shell(linux, "dmesg")
-    assert not any(word in log for word in ("BUG", "WARNING", "Call Trace", "is broken")), log
+    log = shell(linux, "dmesg").splitlines()[before:]
+    assert not [line for line in log if "virtio" in line or "Call Trace" in line], log
 
 
 def test_the_guest_sees_the_cable_pulled_and_put_back(linux: Domu, dom0: Store) -> None:
