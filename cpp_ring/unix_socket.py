@@ -6,7 +6,7 @@ import os
 import socket
 import time
 
-_RETRY_S = 0.005
+_RETRY_S = 0.005  # no event tells that there is room in a listener's queue
 
 
 def connect(unix: socket.socket, path: str | os.PathLike[str], timeout: float) -> None:
