@@ -181,6 +181,7 @@ class Blk(Device):
 
         self._image = DiskImage(path, readonly=readonly)
         self._size = size
+        self._bytes = 0  # what `capacity` says, at hand for every request
         self._block_size = block_size
         self._serial = serial.encode("ascii").ljust(ID_BYTES, b"\0")
         self._negotiated = 0
@@ -295,7 +296,7 @@ class Blk(Device):
 
     def _out(self, sector: int, request: Request) -> int:
         data = memoryview(request.readable)[_HEADER.size :]
-        if has(self.features, F_RO) or request.writable_bytes != 1 or not self._in_range(sector, len(data)):
+        if self._image.readonly or request.writable_bytes != 1 or not self._in_range(sector, len(data)):
             return S_IOERR
         self._image.write(data, sector * SECTOR)
         return S_OK if self._writeback else self._commit()
@@ -331,8 +332,8 @@ class Blk(Device):
     # ---- Checks and state -----------------------------------------------------------------------------------------
 
     def _in_range(self, sector: int, size: int) -> bool:
-        # Python's integers do not wrap: sector + size may exceed 64 bits and still compares right.
-        return size % SECTOR == 0 and sector + size // SECTOR <= self.config.capacity
+        # Python's integers do not wrap: the sum may exceed 64 bits and still compares right.
+        return size % SECTOR == 0 and sector * SECTOR + size <= self._bytes
 
     def _segments(
         self, request: Request, known_flags: int, max_sectors: int, max_segments: int
@@ -367,7 +368,8 @@ class Blk(Device):
             size = self._image.size()
         else:
             self._image.grow(size)
-        self.config.capacity = self._sectors(size)
+        self.config.capacity = sectors = self._sectors(size)
+        self._bytes = sectors * SECTOR
         if rest := size % self._block_size:
             text = "image %s: the guest does not see its last %d bytes, which are no whole block of %d"
             _log.warning(text, self._image.path, rest, self._block_size)

@@ -66,6 +66,7 @@ class _Declaration:
 class _Integer(_Declaration):
     def __init__(self, offset: int, *, feature: int | tuple[int, ...] | None = None, writable: bool = False) -> None:
         super().__init__(offset, feature=feature, writable=writable)
+        self._unpack = self.item.unpack_from  # models read fields for every request
 
     @overload
     def __get__(self, config: None, owner: type) -> Self: ...
@@ -74,7 +75,7 @@ class _Integer(_Declaration):
     def __get__(self, config: ConfigSpace | None, owner: type) -> Self | int:
         if config is None:
             return self
-        value: int = self.item.unpack_from(config.whole, self.offset)[0]
+        value: int = self._unpack(config.whole, self.offset)[0]
         return value
 
     def __set__(self, config: ConfigSpace, value: int) -> None:

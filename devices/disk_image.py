@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class DiskImage:
         except OSError as error:
             raise DeviceError(f"image {self.path}: cannot grow to {size} bytes: {_text(error)}") from error
 
-    def read(self, views: Sequence[memoryview], offset: int) -> None:
+    def read(self, views: list[memoryview], offset: int) -> None:
         """Fills `views` from byte `offset` on. Raises OSError; EIO if the image ends before."""
         self._transfer(os.preadv, views, offset)
 
@@ -157,23 +157,17 @@ class DiskImage:
             raise DeviceError(f"image {self.path} is neither a regular file nor a block device")
 
     def _transfer(
-        self, call: Callable[[int, list[memoryview], int], int], views: Sequence[memoryview], offset: int
+        self, call: Callable[[int, list[memoryview], int], int], views: list[memoryview], offset: int
     ) -> None:
-        left = list(views)
+        left = sum(map(len, views))
         while left:
-            done = call(self._fd, left[:MAX_VIEWS], offset)
-            if done == 0 and any(map(len, left)):
+            done = call(self._fd, views[:MAX_VIEWS], offset)
+            if done == 0:
                 raise OSError(errno.EIO, f"the image ends at byte {offset}")
-            offset += done
-            finished = 0
-            for view in left:
-                if len(view) > done:
-                    break
-                done -= len(view)
-                finished += 1
-            del left[:finished]
-            if done:
-                left[0] = left[0][done:]
+            left -= done
+            if left:
+                offset += done
+                views = _after(views, done)
 
     def _fallocate(self, mode: int, offset: int, size: int) -> bool:
         if size == 0:
@@ -186,6 +180,15 @@ class DiskImage:
             if error != errno.EINTR:
                 raise OSError(error, os.strerror(error))
         return True
+
+
+def _after(views: list[memoryview], size: int) -> list[memoryview]:
+    """What is left of `views` behind their first `size` bytes."""
+    for index, view in enumerate(views):
+        if size < len(view):
+            return [view[size:], *views[index + 1 :]]
+        size -= len(view)
+    return []
 
 
 def _text(error: OSError) -> str:

@@ -68,12 +68,14 @@ class Request:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Writes `data` at the write cursor. Raises RequestError, with nothing written, if the buffers end before."""
         size = len(data)
-        views = self.reserve(size)
-        if len(views) == 1:
-            views[0][:] = data
+        end = self._offset + size
+        if self._view < len(self.writable) and end <= len(view := self.writable[self._view]):
+            view[self._offset : end] = data  # as it nearly always is
+            self._offset = end
+            self.written += size
             return
         done = 0
-        for view in views:
+        for view in self.reserve(size):
             step = len(view)
             view[:] = data[done : done + step]
             done += step
