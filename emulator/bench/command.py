@@ -70,6 +70,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
     metavar="FILE",
     help="On Xen: measure stock drivers over this virtio_msg_xen.ko, a file in that domain, and Xen's own drivers.",
 )
+@options.poll_us("With --module: how long the emulator of its disk and its network card stays awake, as of `run`.")
 @click.option("--json", "json_path", type=_FILE, callback=_writable, metavar="FILE", help="Write the rows as JSON.")
 @click.option(
     "--plot", "plot_path", type=_FILE, callback=_picture, metavar="FILE.svg", help="Write the latency CDF of each row."
@@ -85,6 +86,7 @@ def command(
     domid: int | None,
     guest: list[str] | None,
     module: str | None,
+    poll_us: float | None,
     json_path: Path | None,
     plot_path: Path | None,
     count: int | None,
@@ -95,7 +97,7 @@ def command(
     in two domains; most rows take turns in ten rounds. Nothing else should run meanwhile. Figures are nanoseconds from
     request to answer, but for memory and streams. Without Xen it needs nothing: it makes a local machine of its own.
     """
-    measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, module, count)
+    measure = _measure((hypervisor or parse_hypervisor(None)).kind, domid, guest, module, poll_us, count)
     if plot_path is not None:
         _require_matplotlib()
     console = Console()
@@ -128,9 +130,16 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def _measure(
-    kind: str, domid: int | None, guest: list[str] | None, module: str | None, count: int | None
+    kind: str,
+    domid: int | None,
+    guest: list[str] | None,
+    module: str | None,
+    poll_us: float | None,
+    count: int | None,
 ) -> Callable[[Callable[[float, str], None]], Result]:
     """What is to be run. Raises UsageError."""
+    if poll_us is not None and module is None:
+        raise click.UsageError("--poll-us goes with --module; the other rows say themselves who is awake")
     if kind == "local":
         if domid is not None or guest is not None or module is not None:
             text = "--domid, --guest and --module are for --hypervisor xen; a local bench makes its own domains"
@@ -145,7 +154,7 @@ def _measure(
             "on Xen --guest COMMAND starts the frontend half, such as --guest 'ssh domu python3 -m guest agent'"
         )
     if module is not None:
-        return lambda progress: kernel_run.run(domid, guest, module, count or kernel_run.COUNT, progress)
+        return lambda progress: kernel_run.run(domid, guest, module, poll_us, count or kernel_run.COUNT, progress)
     return lambda progress: xen_run.run(domid, guest, count or xen_run.COUNT, progress)
 
 

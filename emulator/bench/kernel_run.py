@@ -24,6 +24,7 @@ from emulator.bench.xen_site import XenSite, open_xen_site, xen_machine_line
 from emulator.cpus import allowed
 from emulator.exit_codes import Failure
 from emulator.guest_process import GuestFailed, GuestProcess, decoded
+from emulator.poll import format_poll
 
 COUNT: Final = 2000
 """Samples of a row by default: of requests at depth 1; the others take fewer."""
@@ -55,9 +56,16 @@ class Card:
 
 
 def run(
-    domid: int, guest_command: Sequence[str], module: str, count: int, progress: Callable[[float, str], None]
+    domid: int,
+    guest_command: Sequence[str],
+    module: str,
+    poll_us: float | None,
+    count: int,
+    progress: Callable[[float, str], None],
 ) -> Result:
-    """`module`: the file in domain `domid` that has virtio_msg_xen.ko. Raises as emulator.bench.xen_run.run."""
+    """`module`: the file in domain `domid` that has virtio_msg_xen.ko. `poll_us`: of the emulator that serves its disk
+    and its card, if not the default. Raises as emulator.bench.xen_run.run.
+    """
     cpu = allowed()[0]
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
@@ -71,10 +79,11 @@ def run(
         )
         rows = {row.name: row for row in _exchanges(site, domid, guest, module, count, progress)}
         with contextlib.ExitStack() as serving:
-            table = list(_requests(site, domid, guest, module, serving))
+            table = list(_requests(site, domid, guest, module, poll_us, serving))
             take_turns(table, count, progress, BUDGET)
         rows |= {entry.row.name: entry.row for entry in table}
-    return Result(xen_machine_line(site, about), rows)
+    polling = "default" if poll_us is None else format_poll(poll_us)
+    return Result(xen_machine_line(site, about) | {"poll-us": polling}, rows)
 
 
 def _exchanges(
@@ -108,14 +117,19 @@ def _exchanges(
 
 
 def _requests(
-    site: XenSite, domid: int, guest: GuestProcess, module: str, stack: contextlib.ExitStack
+    site: XenSite,
+    domid: int,
+    guest: GuestProcess,
+    module: str,
+    poll_us: float | None,
+    stack: contextlib.ExitStack,
 ) -> Iterator[Measured]:
     peers = XenPeers(site.machine, domid, guest, site.server_cpu)
     yield Measured(Row(LIMIT), 1, stack.enter_context(peers.page()).measure)
     disk = _disk(site)
     stack.enter_context(_bridge())
     card = f"net,tap={TAP},mac={OURS_MAC}"
-    stack.enter_context(_served(site, domid, f"blk,path={disk}", card))
+    stack.enter_context(_served(site, domid, f"blk,path={disk}", card, poll_us=poll_us))
     guest.request("kernel_load", module=module)
     stack.callback(_unload, guest)
     disks = [Disk("guest", "/dev/vda")]
@@ -201,9 +215,9 @@ def _disk(site: XenSite) -> Path:
 
 
 @contextlib.contextmanager
-def _served(site: XenSite, domid: int, *specs: str) -> Iterator[None]:
+def _served(site: XenSite, domid: int, *specs: str, poll_us: float | None = None) -> Iterator[None]:
     devids = [site.attach(domid, spec) for spec in specs]
-    with site.emulator(domid) as process:
+    with site.emulator(domid, poll_us) as process:
         for devid in devids:
             site.await_backend(process, domid, devid)
         yield

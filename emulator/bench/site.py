@@ -20,6 +20,7 @@ from emulator.child import die_with_parent
 from emulator.exit_codes import ExitCode, Failure
 from emulator.guest_process import GuestProcess
 from emulator.machine import Machine, open_machine, parse_hypervisor
+from emulator.poll import format_poll
 from emulator.spec import parse
 from emulator.store_paths import State, backend_dir
 
@@ -52,9 +53,9 @@ class Site:
         return toolstack.attach(self.store, self.machine.backend, domid, parse(spec))
 
     @contextlib.contextmanager
-    def emulator(self, domid: int, poll_us: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    def emulator(self, domid: int, poll_us: float | None = None) -> Iterator[subprocess.Popen[bytes]]:
         """A running `virtio-dm run` for the domain; terminated at the end. `poll_us`: if not the default."""
-        polling = [] if poll_us is None else ["--poll-us", str(poll_us)]
+        polling = [] if poll_us is None else ["--poll-us", format_poll(poll_us)]
         with self._log(domid).open("ab") as log:
             process = subprocess.Popen(
                 [

@@ -91,6 +91,7 @@ def test_a_run_gives_every_row_as_table_json_and_plot(tmp_path: Path) -> None:
         (("--hypervisor", "xen", "--domid", "3", "--guest", " "), "the command is empty"),
         (("--hypervisor", "xen", "--domid", "3", "--guest", "ssh 'domu"), "is no command"),
         (("--hypervisor", "xen", "--domid", "0", "--guest", "ssh domu"), "domid"),
+        (("--poll-us", "100"), "--poll-us goes with --module"),
         (("--hypervisor", "local", "--domid", "3"), "--domid, --guest and --module are for --hypervisor xen"),
         (("--hypervisor", "local", "--guest", "ssh domu"), "--domid, --guest and --module are for --hypervisor xen"),
     ],
