@@ -82,7 +82,9 @@ def _kill_what_tests_left() -> None:
         child.kill()
 
 
-def run(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: Sequence[str], timeout: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """One that ends by itself, and what it wrote.
 
     Raises:
@@ -90,7 +92,7 @@ def run(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess
     """
     with tempfile.TemporaryDirectory(prefix="vdm-") as directory:
         output, errors = Path(directory, "output"), Path(directory, "errors")
-        process = Fork(arguments, {}, output, errors)
+        process = Fork(arguments, environment or {}, output, errors)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

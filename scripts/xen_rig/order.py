@@ -19,7 +19,6 @@ ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUNBUFFERED": "1",
-    "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
     # numpy's linear algebra would start a thread a core at import.
     "OPENBLAS_NUM_THREADS": "1",
 }

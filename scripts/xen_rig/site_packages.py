@@ -25,7 +25,7 @@ from scripts.xen_rig.host import run, say
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 LIBRARIES: Final = ("numpy", "click", "rich")
 """Of the domUs; dom0 has TEST_LIBRARIES too. Each with what it requires."""
-TEST_LIBRARIES: Final = ("pytest", "hypothesis")
+TEST_LIBRARIES: Final = ("pytest",)
 OURS: Final = ("cpp_ring", "devices", "emulator", "guest")
 SITE_SIZE: Final = 64 << 20
 """Every site image is as large as the others (or a multiple), so that another can take its place in a saved machine."""

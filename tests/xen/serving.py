@@ -19,6 +19,7 @@ from cpp_ring.store import Store
 from emulator.machine import Machine, open_machine, parse_hypervisor
 from emulator.store_paths import State, backend_dir, backends_dir
 from scripts.xen_rig.domu_config import Kind
+from tests import forked
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, GuestAgent
 
@@ -148,15 +149,8 @@ def benched(domu: Domu) -> Iterator[Bench]:
 
     def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         relay = f"{sys.executable} -m tests.xen.relay {domu.domid}"
-        command = [sys.executable, "-m", "emulator", "bench", "--hypervisor", "xen", "--domid", str(domu.domid)]
-        return subprocess.run(
-            [*command, "--guest", relay, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env=os.environ | {"COLUMNS": "150"},
-        )
+        command = ["bench", "--hypervisor", "xen", "--domid", str(domu.domid), "--guest", relay]
+        return forked.run([*command, *arguments], 300, {"COLUMNS": "150"})
 
     domu.disconnect()
     try:
