@@ -45,7 +45,7 @@ class Fork:
         errors: Path | Connection = NOWHERE,
     ) -> None:
         arguments_of_it = (output, errors, list(arguments), dict(os.environ) | dict(environment))
-        self._process = _context.Process(target=_become, args=arguments_of_it, daemon=True)
+        self._process = _context.Process(target=_become, args=arguments_of_it)
         self._process.start()
 
     @property
@@ -77,7 +77,7 @@ class Fork:
 
 @atexit.register
 def _kill_what_tests_left() -> None:
-    """multiprocessing asks them to end and waits for it, which one that is stopped never does."""
+    """multiprocessing waits for them, and one that is stopped never ends."""
     for child in multiprocessing.active_children():
         child.kill()
 
