@@ -81,12 +81,14 @@ bool vmsgx_channel_free(struct vmsgx_device *dev)
 
 bool vmsgx_backend_alive(const struct vmsgx_device *dev)
 {
+	/* After a restore the page is as it was, and nobody is there. */
+	if (!dev->be || READ_ONCE(dev->resumed))
+		return false;
 	/*
 	 * Partner: the backend's release store of 0; what it wrote before, an answer perhaps, is
-	 * seen with its death. After a restore the page is as it was, and nobody is there.
+	 * seen with its death.
 	 */
-	return dev->be && !READ_ONCE(dev->resumed) &&
-	       virt_load_acquire(&dev->be->header.live) != VMSG_XEN_DEAD;
+	return virt_load_acquire(&dev->be->header.live) != VMSG_XEN_DEAD;
 }
 
 /* The backend's mirror of the device status. */

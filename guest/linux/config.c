@@ -24,15 +24,16 @@
  */
 #define CALL_CONNECTED(dev, call)						\
 ({										\
+	struct vmsgx_device *dev_ = (dev);					\
 	unsigned int attempt_ = 0;						\
 	int err_;								\
 										\
 	do {									\
-		err_ = vmsgx_lock_up(dev);					\
+		err_ = vmsgx_lock_up(dev_);					\
 		if (err_)							\
 			break;							\
 		err_ = (call);							\
-		mutex_unlock(&(dev)->lock);					\
+		mutex_unlock(&dev_->lock);					\
 	} while (err_ == -ENOTCONN && ++attempt_ < ATTEMPTS);			\
 	err_;									\
 })

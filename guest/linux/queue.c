@@ -64,8 +64,8 @@ static bool all_taken(struct vmsgx_queue *queue)
 	list_for_each_entry(chain, &queue->waiting, link)
 		ours += vmsgx_chain_descriptors(queue, chain - queue->chains);
 	/*
-	 * Read after avail->idx in vmsgx_fill: what the driver adds meanwhile makes it smaller only,
-	 * so that nothing makes up for what it has not taken.
+	 * Read after avail->idx in vmsgx_fill: what the driver adds meanwhile only makes it
+	 * smaller, so that nothing makes up for what it has not taken.
 	 */
 	return queue->num - READ_ONCE(queue->vq->num_free) == ours;
 }

@@ -91,11 +91,12 @@ static void release(struct vmsgx_queue *queue, struct vmsgx_chain *chain)
 	queue->published_count--;
 }
 
-/*
- * Partner: the backend's release store of used->idx; entries and payload are there when it is seen.
- */
 static u16 load_used_idx(const struct vmsgx_queue *queue)
 {
+	/*
+	 * Partner: the backend's release store of used->idx; entries and payload are there when
+	 * it is seen.
+	 */
 	return le16_to_cpu(virt_load_acquire((__le16 *)&queue->used->idx));
 }
 

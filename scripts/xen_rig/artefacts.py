@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def make(*, refresh: bool = False) -> Artefacts:
     """Takes no time if all is there. `refresh`: asks the archives for newer packages first."""
     require_tools()
     place = cache.directory()
+    wanted = (*recipe.PACKAGES, os.environ.get("VIRTIO_DM_RIG_KERNEL") or recipe.KERNEL)
     with cache.lock(place, "apt"):
-        apt = Apt(place / "apt", recipe.PACKAGES, entries(release_of(Path("/etc/os-release").read_text())))
+        apt = Apt(place / "apt", wanted, entries(release_of(Path("/etc/os-release").read_text())))
         packages = apt.packages(refresh=refresh)
 
     def make_root(out: Path) -> None:

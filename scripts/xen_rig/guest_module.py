@@ -31,10 +31,11 @@ def make(place: Path, apt: Apt, packages: Sequence[Package]) -> Path:
     def build(out: Path) -> None:
         say("compiling the guest's kernel module")
         headers = _headers(out.resolve() / "headers", apt, kernel)
-        # The debugger's information is most of the work, and nobody looks at it here.
+        # The debugger's information is most of the work, and nobody looks at it here; BTF is made of it.
         libraries = out.resolve() / "headers/usr/lib/x86_64-linux-gnu"
         command: list[str | Path] = [builder, "--kernel", headers, "--output", out.resolve() / "built"]
-        run(command, KCFLAGS="-g0", LD_LIBRARY_PATH=str(libraries))
+        without = "CONFIG_DEBUG_INFO_BTF_MODULES="
+        run(command, KCFLAGS="-g0", MAKEFLAGS=without, LD_LIBRARY_PATH=str(libraries))
         (out / "built" / NAME).rename(out / NAME)
         for name in ("headers", "built"):
             shutil.rmtree(out / name)
@@ -51,16 +52,15 @@ def _kernel(packages: Sequence[Package]) -> Package:
 
 def _headers(into: Path, apt: Apt, kernel: Package) -> Path:
     """What a module is compiled with, unpacked below `into`; the directory that stands for the kernel."""
-    release = kernel.name.removeprefix("linux-image-")
-    series = ".".join(release.split(".")[:2])
-    common = f"linux-headers-{release.rsplit('-', 1)[0]}-common"
-    names = [f"linux-headers-{release}", common, f"linux-kbuild-{series}"]
+    headers = kernel.name.replace("linux-image-", "linux-headers-")
+    needed = [package.name for package in apt.needs(f"{headers}={kernel.version}")]
+    names = [name for name in needed if name.startswith(("linux-headers-", "linux-kbuild-"))]
     wanted = [*(f"{name}={kernel.version}" for name in names), "libelf1"]  # that of linux-kbuild's programs
     for package in apt.fetch(wanted, into.with_name("packages")):
         run([tool("dpkg-deb"), "--extract", package, into])
         package.unlink()
     into.with_name("packages").rmdir()
-    directory = into / "usr/src" / names[0]
+    directory = into / "usr/src" / headers
     # It names the other one as it would be installed.
     makefile = directory / "Makefile"
     makefile.write_text(makefile.read_text().replace("/usr/src/", f"{into}/usr/src/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ from scripts.xen_rig.errors import RigError
 from scripts.xen_rig.host import run, tool
 
 DIRECTORIES: Final = (
-    "arch/x86/crypto", "crypto", "drivers/block", "drivers/char", "drivers/net/*.ko", "drivers/net/xen-netback",
-    "drivers/virtio", "drivers/xen", "fs/9p", "fs/ext4", "fs/fscache", "fs/jbd2", "fs/mbcache.ko", "fs/netfs",
+    "arch/x86/crypto", "crypto", "drivers/block", "drivers/char", "drivers/net/*.ko*", "drivers/net/xen-netback",
+    "drivers/virtio", "drivers/xen", "fs/9p", "fs/ext4", "fs/fscache", "fs/jbd2", "fs/mbcache.ko*", "fs/netfs",
     "fs/overlayfs", "lib", "net/802", "net/9p", "net/bridge", "net/core", "net/llc",
 )  # fmt: skip
 """Below .../kernel: unpacking all of a kernel's 4,000 modules takes many seconds."""
@@ -32,6 +33,9 @@ def unpack(package: Path, into: Path) -> str:
         )  # fmt: skip
         if source.stdout:
             source.stdout.read()
+    for path in list(into.rglob("*.ko.xz")):  # newer kernels'; busybox wants them plain
+        path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
+        path.unlink()
     kernels = list((into / "boot").glob("vmlinuz-*"))
     if source.returncode or len(kernels) != 1:
         raise RigError(f"{package.name} has no kernel: scripts/xen-rig build --refresh")
@@ -39,13 +43,17 @@ def unpack(package: Path, into: Path) -> str:
 
 
 def closure(names: Iterable[str], tree: Path) -> list[Path]:
-    """Files of the modules `names` below `tree` and of all they depend on. Raises RigError for one not there."""
+    """Files of the modules `names` below `tree` and of all they depend on, but for those that the kernel has built in.
+    Raises RigError for one not there.
+    """
+    lists = [path.read_text().split() for path in tree.rglob("modules.builtin")]
+    builtin = {canonical(Path(line).stem) for lines in lists for line in lines}
     files = {canonical(path.stem): path for path in tree.rglob("*.ko")}
     found: dict[str, Path] = {}
     waiting = [canonical(name) for name in names]
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or name in builtin:
             continue
         if name not in files:
             raise RigError(f"kernel module {name} is in none of DIRECTORIES of scripts/xen_rig/modules.py: add its own")

@@ -57,7 +57,7 @@ class Apt:
                 return [Package(**fields) for fields in written["packages"]]
         say("asking the archives for package versions")
         self._update()
-        packages = self._resolve()
+        packages = self.needs(*self._names)
         answer = json.dumps({"question": question, "packages": [asdict(package) for package in packages]}, indent=1)
         temporary = self._resolved.with_suffix(".new")
         temporary.write_text(answer)
@@ -107,10 +107,11 @@ class Apt:
             raise RigError("none of the archives in apt's configuration could be read: apt-get update tells why")
         self._write_configuration(own)
 
-    def _resolve(self) -> list[Package]:
+    def needs(self, *names: str) -> list[Package]:
+        """Everything that packages, named as for `fetch`, need, and they themselves, in an empty system."""
         empty = self._directory / "no-archives"
         (empty / "partial").mkdir(parents=True, exist_ok=True)
-        lines = self._get("install", "-y", "--print-uris", "-o", f"Dir::Cache::archives={empty}", *self._names)
+        lines = self._get("install", "-y", "--print-uris", "-o", f"Dir::Cache::archives={empty}", *names)
         found = re.findall(r"^'[^']*' (\S+\.deb) (\d+) ", lines, re.MULTILINE)
         return sorted((Package(file, int(size)) for file, size in found), key=lambda each: each.file)
 

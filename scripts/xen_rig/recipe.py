@@ -9,8 +9,6 @@ PACKAGES: Final = (
     "xen-system-amd64",
     "xen-utils-common",
     "xenstore-utils",
-    # dom0's kernel, and the domUs'
-    "linux-image-amd64",
     # dom0's user space
     "base-files",
     "bash",
@@ -36,6 +34,9 @@ PACKAGES: Final = (
     "tar",
     "util-linux",
 )
+
+KERNEL: Final = "linux-image-amd64"
+"""Of dom0 and the domUs, if VIRTIO_DM_RIG_KERNEL names no other."""
 
 UNUSED: Final = (
     "adduser", "cpio", "debconf", "dpkg", "grub*", "init-system-helpers", "initramfs-tools*", "install-info",

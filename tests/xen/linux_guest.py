@@ -11,7 +11,7 @@ from tests.xen.domu import Domu
 from tests.xen.serving import until
 
 MODULE: Final = "/rig/site/module/virtio_msg_xen.ko"
-DRIVERS: Final = "virtio_ring virtio_blk virtio_net virtio-rng crc32c_generic ext4"
+DRIVERS: Final = "virtio_blk virtio_net virtio-rng crc32c_generic ext4"
 DRIVER: Final = "/sys/bus/xen/drivers/virtio-msg"
 TIMEOUT: Final = "/sys/module/virtio_msg_xen/parameters/timeout_ms"
 TRACING: Final = "/sys/kernel/tracing"
