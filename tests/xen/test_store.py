@@ -23,7 +23,7 @@ print(reason)
 """Makes nodes until there is no room for one more."""
 
 
-@pytest.mark.parametrize("domu", ["pv"], indirect=True)  # the kind makes no difference
+@pytest.mark.parametrize("domu", ["pvh"], indirect=True)  # the kind makes no difference
 def test_a_domain_with_its_quota_used_up_hears_so_and_the_others_go_on(
     domu: Domu, other: Domu, guest: GuestAgent
 ) -> None:
