@@ -167,6 +167,8 @@ class Net(Device):
             by_address=has(features, F_CTRL_RX),
             by_vlan=has(features, F_CTRL_VLAN),
         )
+        # Until the driver says otherwise, as in QEMU: one whose emulator was restarted does not repeat it.
+        self._filter.promisc = has(features, F_CTRL_RX)
         self._control = Control(features, self._filter, self)
         try:
             self._cable.set_offloads(features & GUEST_OFFLOADS)

@@ -5,7 +5,9 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from devices.features import has
 from devices.net import Net
+from devices.net_config import F_CTRL_RX
 from devices.testing import Buffers, MockDriver
 
 MAC = bytes.fromhex("525400123456")
@@ -111,6 +113,12 @@ class NetDriver(MockDriver):
         self.net = device
         device.open()
         self.start(features)
+
+    def start(self, features: int | None = None) -> None:
+        """As a driver does whose interface goes up, it asks for no more than is meant for it."""
+        super().start(features)
+        if has(self.features, F_CTRL_RX):
+            assert self.control(0, 0, b"\0") == b"\0"
 
     def transmit(self, data: bytes, *, pair: int = 0, header: bytes = bytes(12)) -> None:
         assert self.send(2 * pair + 1, header + data) == b""

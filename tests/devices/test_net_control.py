@@ -24,6 +24,7 @@ from devices.net_config import (
 )
 from devices.net_control import Control
 from devices.net_filter import MAX_ADDRESSES, ReceiveFilter
+from devices.testing import MockDriver
 from tests.devices.net_frames import BROADCAST, CONTROL_ERR, CONTROL_OK, GROUP, MAC, OTHER, Cable, NetDriver, frame
 
 STRANGER = bytes.fromhex("525400000099")
@@ -69,7 +70,14 @@ def reach(driver: NetDriver, cable: Cable) -> set[str]:
     return {name for name, data in frames.items() if driver.passes(cable, data)}
 
 
-def test_at_first_only_ones_own_and_broadcast_frames_pass(driver: NetDriver, cable: Cable) -> None:
+def test_before_the_driver_says_what_it_wants_everything_passes(driver: NetDriver, cable: Cable) -> None:
+    driver.reset()
+    MockDriver.start(driver)  # as after a restart of the emulator, of which the driver knows nothing
+    assert reach(driver, cable) == {"own", "stranger", "group", "all"}
+    assert driver.passes(cable, frame(vlan=7))
+
+
+def test_a_driver_that_wants_no_more_gets_its_own_and_broadcast_frames(driver: NetDriver, cable: Cable) -> None:
     assert reach(driver, cable) == {"own", "all"}
     assert driver.net.counters["receive filtered"] == 2
 
