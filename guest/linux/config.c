@@ -15,29 +15,6 @@
 	 BIT_ULL(VIRTIO_F_IN_ORDER) | BIT_ULL(NOTIFICATION_DATA))
 #define NOTIFICATION_DATA 38
 
-/* A call that found its backend gone is made again when it is back: this often. */
-#define ATTEMPTS 3
-
-/*
- * Makes @call, an expression that is 0 or an error, under vmsgx_device.lock with the device
- * connected.
- */
-#define CALL_CONNECTED(dev, call)						\
-({										\
-	struct vmsgx_device *dev_ = (dev);					\
-	unsigned int attempt_ = 0;						\
-	int err_;								\
-										\
-	do {									\
-		err_ = vmsgx_lock_up(dev_);					\
-		if (err_)							\
-			break;							\
-		err_ = (call);							\
-		mutex_unlock(&dev_->lock);					\
-	} while (err_ == -ENOTCONN && ++attempt_ < ATTEMPTS);			\
-	err_;									\
-})
-
 /*
  * Does the specification make this device type's config space plain memory, whose every change
  * moves the generation? Only then may a value be remembered. Others may have fields that are
@@ -72,6 +49,7 @@ static int read_cached(struct vmsgx_device *dev, unsigned int offset, void *data
 		dev->cache_valid = !err;
 		if (err)
 			return err;
+		dev->cached = true;
 	}
 	if (length)
 		memcpy(data, dev->cache + offset, length);
@@ -114,7 +92,24 @@ int vmsgx_refresh_config(struct vmsgx_device *dev, bool *changed)
 	return err;
 }
 
-/* What cannot be read is 0: a driver has no way to be told. */
+/* As it was when it could be read. */
+static bool read_remembered(struct vmsgx_device *dev, unsigned int offset, void *data,
+			    unsigned int length)
+{
+	bool cached;
+
+	mutex_lock(&dev->lock);
+	cached = dev->cached;
+	if (cached)
+		memcpy(data, dev->cache + offset, length);
+	mutex_unlock(&dev->lock);
+	return cached;
+}
+
+/*
+ * What cannot be read is as it was, or 0: a driver has no way to be told, and may take a disk for
+ * an empty one.
+ */
 static void get(struct virtio_device *vdev, unsigned int offset, void *data, unsigned int length)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
@@ -124,7 +119,8 @@ static void get(struct virtio_device *vdev, unsigned int offset, void *data, uns
 		err = CALL_CONNECTED(dev, read_config(dev, offset, data, length));
 	if (!err)
 		return;
-	memset(data, 0, length);
+	if (err == -EINVAL || !read_remembered(dev, offset, data, length))
+		memset(data, 0, length);
 	if (err != -ENODEV)
 		dev_warn_ratelimited(&vdev->dev,
 				     "%u bytes of config space at %u cannot be read: %d\n", length,
@@ -248,11 +244,18 @@ static u64 get_features(struct virtio_device *vdev)
 	return dev->offered_features & ~NOT_FOR_DRIVER;
 }
 
+static int write_features(struct vmsgx_device *dev)
+{
+	int err = vmsgx_set_features(dev, dev->features);
+
+	dev->features_written = !err;
+	return err;
+}
+
 static int finalize_features(struct virtio_device *vdev)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
 	bool ring_reset = __virtio_test_bit(vdev, VIRTIO_F_RING_RESET);
-	int err;
 
 	vring_transport_features(vdev);
 	/* Which of these a transport can do only it knows. */
@@ -262,15 +265,9 @@ static int finalize_features(struct virtio_device *vdev)
 		dev_err(&vdev->dev, "the device does not offer VIRTIO_F_VERSION_1\n");
 		return -EINVAL;
 	}
-	err = vmsgx_lock_up(dev);
-	if (err)
-		return err;
 	/* The event index is between the relay and the device. */
 	dev->features = vdev->features | (dev->offered_features & BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
-	err = vmsgx_set_features(dev, dev->features);
-	dev->features_written = !err;
-	mutex_unlock(&dev->lock);
-	return err;
+	return CALL_CONNECTED(dev, write_features(dev));
 }
 
 static const char *bus_name(struct virtio_device *vdev)

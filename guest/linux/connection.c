@@ -6,12 +6,15 @@
  */
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/virtio_ids.h>
 #include <xen/xenbus.h>
 
 #include "vmsgx.h"
 
 /* Milliseconds after which a backend that waits, although we offered, has perhaps not seen it. */
 #define RETRY_MS 2000
+/* Times RETRY_MS for which a device that is unplugged may do nothing. */
+#define MAX_IDLE_LOOKS 5
 /* Recoveries of a device that asks for the next one without having completed a request. */
 #define MAX_FAILURES 3
 
@@ -144,8 +147,11 @@ static int offer(struct vmsgx_device *dev)
 			min_t(unsigned int, xenbus_read_unsigned(backend, "max-queues", 0),
 			      VMSGX_MAX_QUEUES);
 
-		err = vmsgx_queues_alloc(dev, xenbus_read_unsigned(backend, "device-id", 0),
-					 queues);
+		unsigned int device_id = xenbus_read_unsigned(backend, "device-id", 0);
+
+		if (device_id == VIRTIO_ID_BLOCK)	/* its driver uses no more */
+			queues = min(queues, nr_cpu_ids);
+		err = vmsgx_queues_alloc(dev, device_id, queues);
 		if (err)
 			return err;
 	}
@@ -215,7 +221,7 @@ static void resume_service(struct vmsgx_device *dev)
 	}
 	WRITE_ONCE(dev->up, true);
 	if (!dev->virtio && !dev->unplugged)
-		queue_work(vmsgx_workqueue, &dev->bus_work);
+		queue_work(vmsgx_bus_workqueue, &dev->bus_work);
 }
 
 /* State 4. */
@@ -291,7 +297,7 @@ static void unplug(struct vmsgx_device *dev)
 	 */
 	if (!READ_ONCE(dev->up) && !dev->dead)
 		vmsgx_end(dev);
-	queue_work(vmsgx_workqueue, &dev->bus_work);
+	queue_work(vmsgx_bus_workqueue, &dev->bus_work);
 	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
 }
 
@@ -382,9 +388,20 @@ void vmsgx_state_work(struct work_struct *work)
 	memalloc_noio_restore(flags);
 }
 
+/* Its driver waits for requests before it lets go of the device, and xenbus for the driver. */
+static bool stands_still(struct vmsgx_device *dev)
+{
+	int completed = atomic_read(&dev->completed);
+
+	if (completed != dev->completed_before)
+		dev->idle_looks = 0;
+	dev->completed_before = completed;
+	return ++dev->idle_looks > MAX_IDLE_LOOKS;
+}
+
 /*
- * What no watch tells: a backend that has not seen our offer, or that died while its device was
- * unplugged.
+ * What no watch tells: a backend that has not seen our offer, or that died or hangs while its
+ * device is unplugged.
  */
 void vmsgx_retry_work(struct work_struct *work)
 {
@@ -395,8 +412,11 @@ void vmsgx_retry_work(struct work_struct *work)
 	if (dev->offered && !dev->met && !dev->removing &&
 	    xenbus_read_driver_state(dev->xdev->otherend) == XenbusStateInitWait)
 		vmsgx_disconnect(dev);
-	if (dev->unplugged && dev->virtio)
+	if (dev->unplugged && (dev->virtio || dev->removing)) {
+		if (stands_still(dev))
+			vmsgx_give_up(dev, "the backend completes nothing for a device that goes");
 		queue_delayed_work(vmsgx_workqueue, &dev->retry_work, msecs_to_jiffies(RETRY_MS));
+	}
 	mutex_unlock(&dev->lock);
 	queue_work(vmsgx_workqueue, &dev->state_work);
 }

@@ -16,6 +16,8 @@ module_param_named(spin_us, vmsgx_spin_us, uint, 0644);
 MODULE_PARM_DESC(spin_us, "Microseconds to wait awake for an answer before sleeping (default: 50)");
 
 struct workqueue_struct *vmsgx_workqueue;
+/* Drivers wait there for works of queues that memory may not be had by: so it is one of them. */
+struct workqueue_struct *vmsgx_bus_workqueue;
 
 static int probe(struct xenbus_device *xdev, const struct xenbus_device_id *id)
 {
@@ -83,6 +85,14 @@ static struct xenbus_driver driver = {
 	.not_essential = true,
 };
 
+static void destroy_workqueues(void)
+{
+	if (vmsgx_bus_workqueue)
+		destroy_workqueue(vmsgx_bus_workqueue);
+	if (vmsgx_workqueue)
+		destroy_workqueue(vmsgx_workqueue);
+}
+
 static int __init vmsgx_init(void)
 {
 	int err;
@@ -92,18 +102,19 @@ static int __init vmsgx_init(void)
 	if (!xen_has_pv_devices())
 		return -ENODEV;
 	vmsgx_workqueue = alloc_workqueue("virtio_msg_xen", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
-	if (!vmsgx_workqueue)
-		return -ENOMEM;
-	err = xenbus_register_frontend(&driver);
+	vmsgx_bus_workqueue = alloc_workqueue("virtio_msg_xen_bus", WQ_UNBOUND, 0);
+	err = -ENOMEM;
+	if (vmsgx_workqueue && vmsgx_bus_workqueue)
+		err = xenbus_register_frontend(&driver);
 	if (err)
-		destroy_workqueue(vmsgx_workqueue);
+		destroy_workqueues();
 	return err;
 }
 
 static void __exit vmsgx_exit(void)
 {
 	xenbus_unregister_driver(&driver);
-	destroy_workqueue(vmsgx_workqueue);
+	destroy_workqueues();
 }
 
 module_init(vmsgx_init);

@@ -5,7 +5,10 @@
 
 #include "vmsgx.h"
 
-/* Pages of all queues together: 16 MiB, well within what a backend maps of one device. */
+/*
+ * Pages of all queues together: 16 MiB, well within what a backend maps of one device. A disk with
+ * more than 16 queues has more.
+ */
 #define MAX_ARENA_PAGES 4096
 
 /*
@@ -14,11 +17,12 @@
  */
 unsigned int vmsgx_pool_pages(u32 device_id, unsigned int queues)
 {
-	unsigned int pages;
+	unsigned int pages, least = 1;
 
 	switch (device_id) {
 	case VIRTIO_ID_BLOCK:
 		pages = 1024;	/* one request of 254 segments of 16 KiB */
+		least = 256;	/* of a page: smaller ones a driver does not make */
 		break;
 	case VIRTIO_ID_NET:
 		pages = 512;	/* 256 receive buffers */
@@ -30,7 +34,7 @@ unsigned int vmsgx_pool_pages(u32 device_id, unsigned int queues)
 		pages = 64;
 		break;
 	}
-	return clamp(MAX_ARENA_PAGES / max(queues, 1U), 1U, pages);
+	return clamp(MAX_ARENA_PAGES / max(queues, 1U), least, pages);
 }
 
 int vmsgx_pool_init(struct vmsgx_pool *pool, const struct vmsgx_grants *arena, unsigned int page,

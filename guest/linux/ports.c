@@ -3,6 +3,7 @@
  * Event channels: cfg for the pages, and one for each virtqueue. They are offered unbound; the
  * backend binds them.
  */
+#include <linux/interrupt.h>
 #include <xen/events.h>
 
 #include "vmsgx.h"
@@ -35,6 +36,8 @@ int vmsgx_ports_open(struct vmsgx_device *dev)
 
 		err = open_port(dev, queue->name, vmsgx_queue_interrupt, queue, &queue->port,
 				&queue->irq);
+		if (!err && queue->pinned)
+			irq_set_affinity_and_hint(queue->irq, queue->affinity);
 	}
 	if (err)
 		vmsgx_ports_close(dev);
@@ -50,7 +53,7 @@ void vmsgx_ports_close(struct vmsgx_device *dev)
 		struct vmsgx_queue *queue = &dev->queues[i];
 
 		if (queue->irq) {
-			irq_set_affinity_hint(queue->irq, NULL);
+			irq_set_affinity_and_hint(queue->irq, NULL);
 			unbind_from_irqhandler(queue->irq, queue);
 		}
 		queue->irq = 0;

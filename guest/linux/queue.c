@@ -4,6 +4,7 @@
  * start to its end. How chains are carried is relay.c's.
  */
 #include <linux/bottom_half.h>
+#include <linux/irqflags.h>
 #include <linux/virtio_ring.h>
 #include <xen/events.h>
 
@@ -46,9 +47,13 @@ static bool unanswered(const struct vmsgx_queue *queue)
  */
 static void call_driver(struct vmsgx_queue *queue)
 {
+	unsigned long flags;
+
 	lockdep_assert_held(&queue->dev->lock);
 	local_bh_disable();
+	local_irq_save(flags);	/* as the driver knows it from its interrupt */
 	vring_interrupt(0, queue->vq);
+	local_irq_restore(flags);
 	local_bh_enable();
 }
 

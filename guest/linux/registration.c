@@ -82,7 +82,9 @@ void vmsgx_close(struct vmsgx_device *dev)
 	if (!READ_ONCE(dev->up) && !dev->dead)
 		vmsgx_end(dev);
 	mutex_unlock(&dev->lock);
-	queue_work(vmsgx_workqueue, &dev->bus_work);
+	queue_work(vmsgx_bus_workqueue, &dev->bus_work);
+	/* Lest a driver wait for ever. */
+	queue_delayed_work(vmsgx_workqueue, &dev->retry_work, 0);
 	flush_work(&dev->bus_work);
 	cancel_delayed_work_sync(&dev->retry_work);
 	cancel_work_sync(&dev->state_work);

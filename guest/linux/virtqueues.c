@@ -9,6 +9,9 @@
 
 #include "vmsgx.h"
 
+/* Entries of a ring: more would lie idle, with no room in the pool for what is in them. */
+#define MAX_RING 1024
+
 static void setup_look(struct vmsgx_queue *queue)
 {
 #ifdef VMSGX_HAVE_HRTIMER_SETUP
@@ -49,6 +52,8 @@ int vmsgx_queues_alloc(struct vmsgx_device *dev, u32 device_id, unsigned int cou
 		INIT_LIST_HEAD(&queue->waiting);
 		INIT_LIST_HEAD(&queue->published);
 		err = vmsgx_pool_init(&queue->pool, &dev->arena, i * pages, pages);
+		if (!err && !zalloc_cpumask_var(&queue->affinity, GFP_KERNEL))
+			err = -ENOMEM;
 		if (err) {
 			vmsgx_queues_free(dev);
 			return err;
@@ -62,8 +67,10 @@ void vmsgx_queues_free(struct vmsgx_device *dev)
 {
 	unsigned int i;
 
-	for (i = 0; i < dev->queue_count; i++)
+	for (i = 0; i < dev->queue_count; i++) {
+		free_cpumask_var(dev->queues[i].affinity);
 		vmsgx_pool_destroy(&dev->queues[i].pool);
+	}
 	kvfree(dev->queues);
 	dev->queues = NULL;
 	dev->queue_count = 0;
@@ -168,6 +175,7 @@ static struct virtqueue *setup_vq(struct vmsgx_device *dev, unsigned int index,
 		return ERR_PTR(-ENOENT);
 	if (max_size > 32768 || !is_power_of_2(max_size))
 		return ERR_PTR(-EPROTO);
+	max_size = min_t(u32, max_size, MAX_RING);
 	vq = vring_create_virtqueue(index, max_size, SMP_CACHE_BYTES, &dev->virtio->vdev, true,
 				    true, context, vmsgx_queue_notify, callback, name);
 	if (!vq)
@@ -214,16 +222,14 @@ static void del_vqs(struct vmsgx_device *dev)
  * A driver may leave queues out by a name of NULL; the ones it names have consecutive numbers, as
  * with other buses.
  */
-static int find_vqs(struct vmsgx_device *dev, unsigned int count, struct virtqueue *vqs[],
-		    vq_callback_t *(*callback_of)(const void *, unsigned int),
-		    const char *(*name_of)(const void *, unsigned int),
-		    bool (*context_of)(const void *, unsigned int), const void *wanted)
+static int setup_vqs(struct vmsgx_device *dev, unsigned int count, struct virtqueue *vqs[],
+		     vq_callback_t *(*callback_of)(const void *, unsigned int),
+		     const char *(*name_of)(const void *, unsigned int),
+		     bool (*context_of)(const void *, unsigned int), const void *wanted)
 {
 	unsigned int i, index = 0;
-	int err = vmsgx_lock_up(dev);
+	int err = 0;
 
-	if (err)
-		return err;
 	for (i = 0; i < count; i++) {
 		const char *name = name_of(wanted, i);
 
@@ -244,7 +250,6 @@ static int find_vqs(struct vmsgx_device *dev, unsigned int count, struct virtque
 	}
 	if (err)
 		del_vqs(dev);
-	mutex_unlock(&dev->lock);
 	return err;
 }
 
@@ -267,7 +272,10 @@ static bool context_of(const void *wanted, unsigned int i)
 int vmsgx_find_vqs(struct virtio_device *vdev, unsigned int count, struct virtqueue *vqs[],
 		   struct virtqueue_info infos[], struct irq_affinity *affinity)
 {
-	return find_vqs(to_vmsgx(vdev), count, vqs, callback_of, name_of, context_of, infos);
+	struct vmsgx_device *dev = to_vmsgx(vdev);
+
+	return CALL_CONNECTED(dev, setup_vqs(dev, count, vqs, callback_of, name_of, context_of,
+					     infos));
 }
 #else
 struct wanted {
@@ -298,8 +306,10 @@ int vmsgx_find_vqs(struct virtio_device *vdev, unsigned int count, struct virtqu
 		   struct irq_affinity *affinity)
 {
 	const struct wanted wanted = { callbacks, names, context };
+	struct vmsgx_device *dev = to_vmsgx(vdev);
 
-	return find_vqs(to_vmsgx(vdev), count, vqs, callback_of, name_of, context_of, &wanted);
+	return CALL_CONNECTED(dev, setup_vqs(dev, count, vqs, callback_of, name_of, context_of,
+					     &wanted));
 }
 #endif
 
@@ -375,20 +385,34 @@ out:
 	return err;
 }
 
+/* A copy is kept: the interrupt refers to it, and is another one after a reconnect. */
 int vmsgx_set_vq_affinity(struct virtqueue *vq, const struct cpumask *mask)
 {
 	struct vmsgx_queue *queue = vq->priv;
+	int err = 0;
 
-	return vq->callback && queue->irq ? irq_set_affinity_hint(queue->irq, mask) : 0;
+	if (!vq->callback)
+		return 0;
+	mutex_lock(&queue->dev->lock);
+	if (queue->irq)
+		irq_set_affinity_and_hint(queue->irq, NULL);
+	queue->pinned = mask;
+	if (mask)
+		cpumask_copy(queue->affinity, mask);
+	if (mask && queue->irq)
+		err = irq_set_affinity_and_hint(queue->irq, queue->affinity);
+	mutex_unlock(&queue->dev->lock);
+	return err;
 }
 
+/* NULL, and the block layer spreads its queues by itself, unless the driver has chosen. */
 const struct cpumask *vmsgx_get_vq_affinity(struct virtio_device *vdev, int index)
 {
 	struct vmsgx_device *dev = to_vmsgx(vdev);
 
-	if (index < 0 || index >= dev->queue_count || !dev->queues[index].irq)
+	if (index < 0 || index >= dev->queue_count || !dev->queues[index].pinned)
 		return NULL;
-	return irq_get_affinity_mask(dev->queues[index].irq);
+	return dev->queues[index].affinity;
 }
 
 /* No callback that began before is running when this returns. */

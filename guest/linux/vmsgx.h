@@ -9,6 +9,7 @@
 #ifndef VMSGX_H
 #define VMSGX_H
 
+#include <linux/cpumask.h>
 #include <linux/hrtimer.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -92,6 +93,8 @@ struct vmsgx_queue {
 	char name[24];			/* of its interrupt */
 	evtchn_port_t port;
 	int irq;			/* 0: no port */
+	bool pinned;			/* to the CPUs of `affinity`; under vmsgx_device.lock */
+	cpumask_var_t affinity;
 	struct vmsgx_pool pool;
 
 	spinlock_t lock;		/* everything below */
@@ -203,6 +206,7 @@ struct vmsgx_device {
 	bool dead;			/* for good: no exchange, every request fails */
 	bool known;			/* `info` is what the device was at first */
 	bool unplugged;			/* `bus_work` is to end the virtio device */
+	unsigned int idle_looks;	/* after which nothing was completed, since then */
 	bool removing;			/* xenbus takes the device from us */
 	bool resumed;			/* another Xen: no port and no grant is left */
 	unsigned int failures;		/* recoveries without one request completed in between */
@@ -229,7 +233,8 @@ struct vmsgx_device {
 	u64 features;			/* as written to the device */
 	bool features_written;
 	u32 seen_generation;		/* the driver knows of it; READ_ONCE elsewhere */
-	bool cache_valid;
+	bool cache_valid;		/* `cache` is of `cache_generation` */
+	bool cached;			/* it is of some generation */
 	u32 cache_generation;
 	u8 cache[VMSG_MAX_CONFIG_DATA];
 
@@ -249,6 +254,7 @@ static inline struct vmsgx_device *to_vmsgx(struct virtio_device *vdev)
 extern unsigned int vmsgx_timeout_ms;
 extern unsigned int vmsgx_spin_us;
 extern struct workqueue_struct *vmsgx_workqueue;
+extern struct workqueue_struct *vmsgx_bus_workqueue;
 
 /* ---- connection.c ---------------------------------------------------------------------------- */
 
@@ -282,6 +288,29 @@ bool vmsgx_backend_alive(const struct vmsgx_device *dev);
 u32 vmsgx_device_status(const struct vmsgx_device *dev);
 u32 vmsgx_generation(const struct vmsgx_device *dev);
 irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque);
+
+/* A call that found its backend gone is made again when it is back: this often. */
+#define ATTEMPTS 3
+
+/*
+ * Makes @call, an expression that is 0 or an error, under vmsgx_device.lock with the device
+ * connected.
+ */
+#define CALL_CONNECTED(dev, call)						\
+({										\
+	struct vmsgx_device *dev_ = (dev);					\
+	unsigned int attempt_ = 0;						\
+	int err_;								\
+										\
+	do {									\
+		err_ = vmsgx_lock_up(dev_);					\
+		if (err_)							\
+			break;							\
+		err_ = (call);							\
+		mutex_unlock(&dev_->lock);					\
+	} while (err_ == -ENOTCONN && ++attempt_ < ATTEMPTS);			\
+	err_;									\
+})
 
 /* ---- messages.c: one exchange each, under vmsgx_device.lock ---------------------------------- */
 

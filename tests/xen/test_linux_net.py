@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -182,14 +183,20 @@ def test_the_guest_sees_the_cable_pulled_and_put_back(linux: Domu, dom0: Store) 
 
 
 @TWO_CPUS
-def test_a_card_has_a_queue_pair_for_each_cpu(bridge: None) -> None:
-    """The one that a CPU sends on is the one that its answers come to."""
+def test_a_card_has_a_queue_pair_and_a_disk_a_queue_for_each_cpu(bridge: None, tmp_path: Path) -> None:
+    """The pair that a CPU sends on is the one that its answers come to."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
     ip(f"tuntap add dev {SECOND_TAP} mode tap")
     ip(f"link set {SECOND_TAP} master {BRIDGE} up")
     try:
         with Domu("pv", vcpus=2, cpus="0-1") as domu, module(domu):
-            with Emulator(domu, f"net,tap={SECOND_TAP},queues=2"):
+            specs = (f"net,tap={SECOND_TAP},queues=2", f"blk,path={image},queues=64")
+            emulator = Emulator(domu, *specs)
+            try:
                 await_path(domu, CARD)
+                await_path(domu, "/dev/vda")
+                assert shell(domu, "cat /sys/block/vda/mq/*/cpu_list").split() == ["0", "1"]
                 assert shell(domu, f"ls {CARD}/queues").split() == ["rx-0", "rx-1", "tx-0", "tx-1"]
                 shell(domu, f"ip addr add {THERE_TOO}/24 dev eth0 && ip link set eth0 up")
                 until(lambda: domu.run(f"ping -c 1 -W 1 {HERE}").code == 0, "nothing comes back")
@@ -198,6 +205,12 @@ def test_a_card_has_a_queue_pair_for_each_cpu(bridge: None) -> None:
                     assert " 5 packets received" in shell(domu, f"taskset {1 << cpu:x} ping -c 5 -i 0.01 {HERE}")
                     after = received(domu)
                     assert after[cpu] > before[cpu], (cpu, before, after)
+            finally:
+                emulator.kill()
+            with Emulator(domu, *specs):
+                until(lambda: domu.run(f"ping -c 1 -W 1 {HERE}").code == 0, "nothing comes back any more")
+                for cpu in range(2):
+                    shell(domu, f"taskset {1 << cpu:x} dd if=/dev/zero of=/dev/vda bs=1M count=1 oflag=direct")
             await_gone(domu, CARD)
     finally:
         ip(f"link del {SECOND_TAP}")

@@ -3,13 +3,9 @@
 
 #include <linux/interrupt.h>
 
-static inline int irq_set_affinity_hint(int irq, const struct cpumask* mask) {
+static inline int irq_set_affinity_and_hint(int irq, const struct cpumask* mask) {
     (void)irq;
     (void)mask;
     return 0;
 }
 
-static inline const struct cpumask* irq_get_affinity_mask(int irq) {
-    (void)irq;
-    return NULL;
-}
