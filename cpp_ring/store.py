@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 from cpp_ring import xs_wire
 from cpp_ring.store_values import parse_u32, quote
 from cpp_ring.unix_socket import connect
-from cpp_ring.xs_wire import HEADER, PAYLOAD_MAX
+from cpp_ring.xs_wire import HEADER, PAYLOAD_MAX, SENT_MAX
 
 Result = TypeVar("Result")
 Event = tuple[str, str]
@@ -264,8 +264,8 @@ class Store(Access):
     def exchange(self, kind: int, payload: bytes, what: str, transaction: int = 0) -> bytes:
         """One request and its answer; `what` names it in errors. Everything else here stands on this."""
         fd = self.fileno()
-        if len(payload) > PAYLOAD_MAX:
-            raise StoreError(errno.E2BIG, f"xenstore {what}: {len(payload)} bytes, the limit is {PAYLOAD_MAX}")
+        if len(payload) > SENT_MAX:
+            raise StoreError(errno.E2BIG, f"xenstore {what}: {len(payload)} bytes, the limit is {SENT_MAX}")
         self._next_id = (self._next_id + 1) & 0xFFFFFFFF
         deadline = time.monotonic() + self._timeout
         try:

@@ -27,6 +27,8 @@ HEADER: Final = struct.Struct("<IIII")
 """type, req_id, tx_id, length of the payload that follows."""
 
 PAYLOAD_MAX: Final = 4096
+SENT_MAX: Final = PAYLOAD_MAX - HEADER.size
+"""What Linux takes by /dev/xen/xenbus, where the header counts."""
 REL_PATH_MAX: Final = 2048
 """Bytes of a path, what /local/domain/<domid>/ takes not counted."""
 
@@ -36,8 +38,9 @@ ERRORS: Final = (
 )  # fmt: skip
 """The only errors that cross the wire, where they are text."""
 
-ERROR_NUMBERS: Final[dict[str, int]] = {name: getattr(errno, name) for name in ERRORS}
-ERROR_NAMES: Final[dict[int, str]] = {number: name for name, number in ERROR_NUMBERS.items()}
+ERROR_NUMBERS: Final[dict[str, int]] = {name: getattr(errno, name) for name in ERRORS} | {"EQUOTA": errno.ENOSPC}
+"""EQUOTA is what oxenstored says for a quota that is used up."""
+ERROR_NAMES: Final[dict[int, str]] = {ERROR_NUMBERS[name]: name for name in ERRORS}
 
 
 def hint(kind: int, error: int) -> str:

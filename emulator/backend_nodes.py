@@ -120,11 +120,16 @@ class BackendNodes:
         self._store.transact(guarded)
 
 
-def remove(nodes: Store | Transaction, backend: int, frontend: int, devid: int) -> None:
-    """Removes both directories; the backend's last, so that a removal cut short is finished by whoever comes next.
+def remove(store: Store, backend: int, frontend: int, devid: int) -> None:
+    """Removes both directories at once: nobody sees the one without the other, or removes what is attached meanwhile.
 
     A driver domain may not remove the frontend's: the toolstack, which waits for its own to go, does.
     """
+    store.transact(lambda nodes: remove_within(nodes, backend, frontend, devid))
+
+
+def remove_within(nodes: Transaction, backend: int, frontend: int, devid: int) -> None:
+    """`remove` as a part of a larger change."""
     _remove(nodes, frontend_dir(frontend, devid), errno.EACCES)
     _remove(nodes, backend_dir(backend, frontend, devid))
     root = backends_dir(backend, frontend)

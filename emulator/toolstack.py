@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from cpp_ring.store import Store, StoreError, Transaction
 from cpp_ring.store_values import parse_u32, quote
 from emulator import lock
-from emulator.backend_nodes import remove
+from emulator.backend_nodes import remove, remove_within
 from emulator.exit_codes import ExitCode, Failure
 from emulator.frontend_nodes import NodeError, read_state
 from emulator.machine import Machine, require_domain
@@ -55,7 +55,7 @@ def attach_all(store: Store, backend: int, frontend: int, specs: Sequence[Spec])
             directory = backend_dir(backend, frontend, devid)
             left = nodes.read_optional(f"{directory}/transient") is not None
             if left and (devid >= len(specs) or nodes.read_optional(f"{directory}/spec") != str(specs[devid])):
-                remove(nodes, backend, frontend, devid)
+                remove_within(nodes, backend, frontend, devid)
         for devid, spec in enumerate(specs):
             directory = backend_dir(backend, frontend, devid)
             there = nodes.read_optional(f"{directory}/spec")

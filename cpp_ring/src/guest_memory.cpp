@@ -1,6 +1,7 @@
 #include "guest_memory.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 namespace cpp_ring {
@@ -48,7 +49,9 @@ GuestError GuestMemory::map(std::uint64_t address, std::uint64_t length, bool wr
     std::unique_ptr<Mapping> mapping;
     try {
         mapping = hypervisor_.map(frontend_, range.first, pages, writable);
-    } catch (const HostError&) {
+    } catch (const HostError& error) {
+        // A host that is out of memory is not the guest's doing.
+        if (error.error() == ENOMEM) return {VMSG_XEN_HOST, ENOMEM};
         return {VMSG_XEN_GRANT_MAP, range.first};
     }
     data = mapping->bytes().data() + range.offset;
