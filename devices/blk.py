@@ -181,7 +181,6 @@ class Blk(Device):
 
         self._image = DiskImage(path, readonly=readonly)
         self._size = size
-        self._bytes = 0  # what `capacity` says, at hand for every request
         self._block_size = block_size
         self._serial = serial.encode("ascii").ljust(ID_BYTES, b"\0")
         self._negotiated = 0
@@ -332,8 +331,8 @@ class Blk(Device):
     # ---- Checks and state -----------------------------------------------------------------------------------------
 
     def _in_range(self, sector: int, size: int) -> bool:
-        # Python's integers do not wrap: the sum may exceed 64 bits and still compares right.
-        return size % SECTOR == 0 and sector * SECTOR + size <= self._bytes
+        # Python's integers do not wrap: sector + size may exceed 64 bits and still compares right.
+        return size % SECTOR == 0 and sector + size // SECTOR <= self.config.capacity
 
     def _segments(
         self, request: Request, known_flags: int, max_sectors: int, max_segments: int
@@ -368,8 +367,7 @@ class Blk(Device):
             size = self._image.size()
         else:
             self._image.grow(size)
-        self.config.capacity = sectors = self._sectors(size)
-        self._bytes = sectors * SECTOR
+        self.config.capacity = self._sectors(size)
         if rest := size % self._block_size:
             text = "image %s: the guest does not see its last %d bytes, which are no whole block of %d"
             _log.warning(text, self._image.path, rest, self._block_size)

@@ -46,7 +46,9 @@ def make(place: Path, apt: Apt, packages: Sequence[Package]) -> Path:
 def _kernel(packages: Sequence[Package]) -> Package:
     found = [package for package in packages if re.match(r"linux-image-[0-9]", package.name)]
     if len(found) != 1:
-        raise RigError(f"{len(found)} kernels are among the packages, not one: scripts/xen-rig build --refresh")
+        raise RigError(
+            f"{len(found)} kernels are among the packages, not one: VIRTIO_DM_RIG_KERNEL names one, if it is set"
+        )
     return found[0]
 
 

@@ -23,8 +23,8 @@ DIRECTORIES: Final = (
 
 def unpack(package: Path, into: Path) -> str:
     """Unpacks the kernel and the DIRECTORIES of its modules. Returns the kernel's release."""
-    patterns = [f"./lib/modules/*/kernel/{name}" for name in DIRECTORIES]
-    patterns += [f"./usr{pattern[1:]}" for pattern in patterns] + ["./lib/modules/*/modules.*", "./boot/vmlinuz-*"]
+    patterns = [f"./lib/modules/*/{name}" for name in (*(f"kernel/{name}" for name in DIRECTORIES), "modules.*")]
+    patterns += [f"./usr{pattern[1:]}" for pattern in patterns] + ["./boot/vmlinuz-*"]
     with subprocess.Popen([tool("dpkg-deb"), "--fsys-tarfile", package], stdout=subprocess.PIPE) as source:
         # Patterns that match nothing make tar fail; what is really missing is found below, by name.
         subprocess.run(
@@ -33,21 +33,26 @@ def unpack(package: Path, into: Path) -> str:
         )  # fmt: skip
         if source.stdout:
             source.stdout.read()
-    for path in list(into.rglob("*.ko.xz")):  # newer kernels'; busybox wants them plain
-        path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
-        path.unlink()
+    decompress(into)
     kernels = list((into / "boot").glob("vmlinuz-*"))
     if source.returncode or len(kernels) != 1:
         raise RigError(f"{package.name} has no kernel: scripts/xen-rig build --refresh")
     return kernels[0].name.removeprefix("vmlinuz-")
 
 
+def decompress(tree: Path) -> None:
+    """Newer kernels' modules are compressed; busybox wants them plain."""
+    for path in list(tree.rglob("*.ko.xz")):
+        path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
+        path.unlink()
+
+
 def closure(names: Iterable[str], tree: Path) -> list[Path]:
-    """Files of the modules `names` below `tree` and of all they depend on, but for those that the kernel has built in.
-    Raises RigError for one not there.
+    """Files of the modules `names` below `tree` (lib/modules/RELEASE) and of all they depend on, but for those that the
+    kernel has built in. Raises RigError for one not there.
     """
-    lists = [path.read_text().split() for path in tree.rglob("modules.builtin")]
-    builtin = {canonical(Path(line).stem) for lines in lists for line in lines}
+    listed = tree / "modules.builtin"
+    builtin = {canonical(Path(line).stem) for line in listed.read_text().split()} if listed.exists() else set()
     files = {canonical(path.stem): path for path in tree.rglob("*.ko")}
     found: dict[str, Path] = {}
     waiting = [canonical(name) for name in names]

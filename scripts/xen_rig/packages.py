@@ -42,7 +42,8 @@ class Apt:
         self._directory = directory
         self._names = tuple(names)
         self._entries = tuple(entries)
-        self._resolved = directory / "resolved.json"
+        self._question = hashlib.sha256(repr((self._names, self._entries)).encode()).hexdigest()
+        self._resolved = directory / f"resolved-{self._question[:16]}.json"
 
     @property
     def archives(self) -> Path:
@@ -50,15 +51,12 @@ class Apt:
 
     def packages(self, *, refresh: bool = False) -> list[Package]:
         """Everything to unpack: what was written down for this recipe, else what the archives have now."""
-        question = hashlib.sha256(repr((self._names, self._entries)).encode()).hexdigest()
         if not refresh and self._resolved.exists():
-            written = json.loads(self._resolved.read_text())
-            if written["question"] == question:
-                return [Package(**fields) for fields in written["packages"]]
+            return [Package(**fields) for fields in json.loads(self._resolved.read_text())]
         say("asking the archives for package versions")
         self._update()
         packages = self.needs(*self._names)
-        answer = json.dumps({"question": question, "packages": [asdict(package) for package in packages]}, indent=1)
+        answer = json.dumps([asdict(package) for package in packages], indent=1)
         temporary = self._resolved.with_suffix(".new")
         temporary.write_text(answer)
         temporary.replace(self._resolved)

@@ -114,6 +114,21 @@ def test_modules_come_with_what_they_depend_on(tmp_path: Path) -> None:
     ]
 
 
+def test_a_module_that_the_kernel_has_built_in_is_not_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/virtio/virtio-ring.ko\nkernel/lib/crc32.ko\n")
+    (tmp_path / "virtio_blk.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=virtio_ring\0")
+    assert modules.closure(["virtio-blk", "crc32"], tmp_path) == [tmp_path / "virtio_blk.ko"]
+
+
+def test_compressed_modules_become_plain_ones(tmp_path: Path) -> None:
+    directory = tmp_path / "lib/modules/6.12/kernel"
+    directory.mkdir(parents=True)
+    (directory / "loop.ko.xz").write_bytes(lzma.compress(b"\x7fELF"))
+    modules.decompress(tmp_path)
+    assert [path.name for path in directory.iterdir()] == ["loop.ko"]
+    assert (directory / "loop.ko").read_bytes() == b"\x7fELF"
+
+
 def test_a_module_that_was_not_unpacked_is_named(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="kernel module xen_evtchn is in none of DIRECTORIES"):
         modules.closure(["xen-evtchn"], tmp_path)

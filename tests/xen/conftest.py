@@ -1,7 +1,9 @@
 """Tests that run in the rig's dom0: scripts/xen-rig test. Elsewhere they are left out, and the summary says so."""
 
+from collections.abc import Generator
 from pathlib import Path
 
+import pluggy
 import pytest
 
 from scripts.xen_rig.parts import CPUS
@@ -11,6 +13,7 @@ collect_ignore_glob = [] if IN_DOM0 else ["test_*.py"]
 
 if IN_DOM0:
     # Here and nowhere else: a fixture that is imported into a module is another one, with a domU of its own.
+    from tests.xen.domu import domu_consoles, last_lines, xen_log
     from tests.xen.serving import dom0, domu, driver, guest, image, machine, other, supervisor
 
     __all__ = ["dom0", "domu", "driver", "guest", "image", "machine", "other", "supervisor"]
@@ -44,6 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", default=None, help="only tests for this machine of the rig")
     parser.addoption("--cycles", type=int, default=3, help="how often tests on Xen kill, plug, load (default: 3)")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and IN_DOM0:  # a domU may be dead, and why is in nothing that the test has
+        report.sections += [("Xen's log", last_lines(xen_log())), *domu_consoles()]
 
 
 @pytest.fixture(scope="session")

@@ -167,8 +167,7 @@ class Domu:
 
     def console_tail(self) -> str:
         path = CONSOLES / f"guest-{self.name}.log"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else ["(empty)"]
-        return "\n".join(lines[-TAIL:])
+        return last_lines(path.read_text(errors="replace") if path.exists() else "(empty)")
 
     def __enter__(self) -> Self:
         return self.start()
@@ -230,6 +229,25 @@ def domains() -> dict[str, str]:
     """Name and state of every domain but dom0. A zombie is there too, as (null)."""
     rows = [line.split() for line in xl("list").splitlines()[1:]]
     return {row[0]: row[4] for row in rows if row[1] != "0"}
+
+
+def last_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-TAIL:])
+
+
+def xen_log() -> str:
+    """What the hypervisor has said since it booted, domains that crashed among it; empty without an xl that answers."""
+    try:
+        done = subprocess.run(["xl", "dmesg"], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout
+
+
+def domu_consoles() -> list[tuple[str, str]]:
+    """Name and end of the console of every domU that had something to say."""
+    found = [(path.name, path.read_text(errors="replace")) for path in sorted(CONSOLES.glob("guest-*.log"))]
+    return [(name, last_lines(text)) for name, text in found if text]
 
 
 def free_memory() -> int:

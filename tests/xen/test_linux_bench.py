@@ -38,9 +38,11 @@ def test_a_domain_that_has_what_would_be_written_to_is_refused(domu: Domu) -> No
 
 def test_a_run_gives_every_row_and_leaves_nothing(domu: Domu, tmp_path: Path) -> None:
     with benched(domu) as bench:
-        done = bench("--module", MODULE, "--count", "100", "--json", str(tmp_path / "b.json"))
+        done = bench("--module", MODULE, "--count", "100", "--poll-us", "100", "--json", str(tmp_path / "b.json"))
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert result["machine"]["poll-us"] == "100"
+    rows = result["rows"]
     assert {row["name"] for row in rows} - {row["name"] for row in rows if "qdisk" in row["name"]} == ROWS
     assert all(0 < row["min"] <= row["p50"] for row in rows)
     assert "guest.read.4k.d1 / peer.blkback.read.4k.d1" in done.stdout
