@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,19 +67,31 @@ def test_what_was_acknowledged_survives_an_emulator_that_is_killed_again_and_aga
             pid = toolstack.emulator_pid(machine, linux.domid)
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            content = image.read_bytes()
-            for block, turn in enumerate(acknowledged):
-                found = int(content[block * BLOCK : block * BLOCK + 16] or b"0") if turn >= 0 else turn
-                assert found >= turn, f"block {block} has {found}, {turn} was acknowledged"
+            assert_written(image, acknowledged)
             until(lambda pid=pid: toolstack.emulator_pid(machine, linux.domid) not in (None, pid), "no new emulator")  # type: ignore[misc]
-        line = writer.read_line(60.0)
-        assert line, log(linux)
+        for _ in range(64):  # of all blocks, what was on its way at the last kill
+            line = writer.read_line(60.0)
+            assert line, log(linux)
+            block, turn = map(int, line.split())
+            acknowledged[block] = turn
     finally:
         writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert_written(image, acknowledged)
     assert "I/O error" not in log(linux)
+    digest = shell(linux, "dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum").split()[0]
+    assert digest == hashlib.sha256(image.read_bytes()).hexdigest()
     toolstack.detach(machine, dom0, linux.domid, devid)
     await_gone(linux, "/dev/vda")
     until(lambda: nothing_left(dom0, linux.domid), "the device is still there")
+
+
+def assert_written(image: Path, acknowledged: Sequence[int]) -> None:
+    """`acknowledged`: the turn that each block has at least, -1 for none."""
+    content = image.read_bytes()
+    for block, turn in enumerate(acknowledged):
+        found = int(content[block * BLOCK : block * BLOCK + 16] or b"0") if turn >= 0 else turn
+        assert found >= turn, f"block {block} has {found}, {turn} was acknowledged"
 
 
 def test_hot_plug_and_unplug_while_another_disk_is_under_load(
@@ -90,7 +102,8 @@ def test_hot_plug_and_unplug_while_another_disk_is_under_load(
         path.write_bytes(os.urandom(MIB))
     first = toolstack.attach(dom0, 0, linux.domid, parse(f"blk,path={images[0]}"))
     await_path(linux, "/dev/vda")
-    load = linux.popen("while dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo failed")
+    read = "dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null"
+    load = linux.popen(f"while {read}; do echo read; done; echo failed")
     try:
         for _ in range(cycles):
             second = toolstack.attach(dom0, 0, linux.domid, parse(f"blk,path={images[1]}"))
@@ -103,6 +116,7 @@ def test_hot_plug_and_unplug_while_another_disk_is_under_load(
             until(lambda: len(toolstack.entries(machine, dom0)) == 1, "the device is still there")
     finally:
         load.send_signal(signal.SIGKILL)
+    assert {*load.read_all(60.0).split()} == {b"read"}
     assert shell(linux, "ls /sys/bus/virtio/devices | wc -l") == "1"
     toolstack.detach(machine, dom0, linux.domid, first)
     await_gone(linux, "/dev/vda")

@@ -8,4 +8,3 @@ static inline int irq_set_affinity_and_hint(int irq, const struct cpumask* mask)
     (void)mask;
     return 0;
 }
-
