@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import subprocess
@@ -118,6 +119,7 @@ def _become(
             os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)
+    faulthandler.enable(2)  # SIGABRT for one that does not end
     sys.argv = ["virtio-dm", *arguments]
     code = 1
     try:

@@ -244,10 +244,13 @@ static u64 get_features(struct virtio_device *vdev)
 	return dev->offered_features & ~NOT_FOR_DRIVER;
 }
 
-static int write_features(struct vmsgx_device *dev)
+static int write_features(struct vmsgx_device *dev, u64 features)
 {
-	int err = vmsgx_set_features(dev, dev->features);
+	int err;
 
+	/* The event index is between the relay and the device. */
+	dev->features = features | (dev->offered_features & BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
+	err = vmsgx_set_features(dev, dev->features);
 	dev->features_written = !err;
 	return err;
 }
@@ -265,9 +268,7 @@ static int finalize_features(struct virtio_device *vdev)
 		dev_err(&vdev->dev, "the device does not offer VIRTIO_F_VERSION_1\n");
 		return -EINVAL;
 	}
-	/* The event index is between the relay and the device. */
-	dev->features = vdev->features | (dev->offered_features & BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
-	return CALL_CONNECTED(dev, write_features(dev));
+	return CALL_CONNECTED(dev, write_features(dev, vdev->features));
 }
 
 static const char *bus_name(struct virtio_device *vdev)

@@ -146,7 +146,6 @@ static int offer(struct vmsgx_device *dev)
 		unsigned int queues =
 			min_t(unsigned int, xenbus_read_unsigned(backend, "max-queues", 0),
 			      VMSGX_MAX_QUEUES);
-
 		unsigned int device_id = xenbus_read_unsigned(backend, "device-id", 0);
 
 		if (device_id == VIRTIO_ID_BLOCK)	/* its driver uses no more */

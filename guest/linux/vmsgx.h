@@ -290,7 +290,7 @@ u32 vmsgx_generation(const struct vmsgx_device *dev);
 irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque);
 
 /* A call that found its backend gone is made again when it is back: this often. */
-#define ATTEMPTS 3
+#define VMSGX_ATTEMPTS 3
 
 /*
  * Makes @call, an expression that is 0 or an error, under vmsgx_device.lock with the device
@@ -308,7 +308,7 @@ irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque);
 			break;							\
 		err_ = (call);							\
 		mutex_unlock(&dev_->lock);					\
-	} while (err_ == -ENOTCONN && ++attempt_ < ATTEMPTS);			\
+	} while (err_ == -ENOTCONN && ++attempt_ < VMSGX_ATTEMPTS);		\
 	err_;									\
 })
 

@@ -69,6 +69,10 @@ class Process:
         try:
             return self.wait()
         except subprocess.TimeoutExpired:
+            self.signal(signal.SIGABRT)  # it says what its threads do, see tests.forked
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait()
+            print("\n".join(self.lines))
             self.kill()
             raise
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from emulator import local, toolstack
+from cpp_ring.store import Access, Store
+from emulator import backend_nodes, local, store_paths, toolstack
 from emulator.exit_codes import ExitCode
 from emulator.machine import Machine as EmulatorMachine
 from emulator.machine import open_machine, parse_hypervisor
@@ -108,6 +109,25 @@ def test_detach_without_an_emulator_removes_the_device_at_once(machine: Machine)
     machine.command("detach", str(machine.domid), "0")
     assert entries(machine) == []
     machine.command("detach", str(machine.domid), "0", code=ExitCode.NO_DEVICE)
+
+
+def test_what_is_attached_while_another_device_is_removed_stays(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A domain's directory goes with its last device: whether it is the last may change while one looks."""
+    machine.attach("rng")
+    attached: list[int] = []
+
+    def children(nodes: Access, directory: str) -> list[str]:
+        found = store_paths.children(nodes, directory)
+        if not attached:
+            with Store.open(machine.directory / "dom0" / "xenstored") as other:
+                attached.append(toolstack.attach(other, 0, machine.domid, parse(ECHO)))
+        return found
+
+    monkeypatch.setattr(backend_nodes, "children", children)
+    backend_nodes.remove(machine.store, 0, machine.domid, 0)
+    assert [machine.node("spec", devid) for devid in attached] == [ECHO]
 
 
 def test_a_number_can_be_used_again_at_once(machine: Machine) -> None:

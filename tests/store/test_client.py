@@ -81,6 +81,13 @@ def test_an_answer_that_breaks_the_protocol_ends_the_connection(answer: Answer) 
                 use()
 
 
+def test_oxenstoreds_word_for_a_quota_that_is_used_up_is_understood() -> None:
+    with served(lambda kind, number, t, p: message(xs_wire.XS_ERROR, number, b"EQUOTA\0")) as store:
+        error = failure(store)
+        assert error.errno == errno.ENOSPC
+        assert "(EQUOTA); this domain's quota is used up: remove" in str(error)
+
+
 def test_an_error_of_no_known_name_is_shown_escaped() -> None:
     with served(lambda kind, number, t, p: message(xs_wire.XS_ERROR, number, b"E\x1b[31m\xff" * 100)) as store:
         error = failure(store)
