@@ -31,6 +31,11 @@ class Monitor:
         self._file.flush()
         return self._read("return")
 
+    def ask(self, question: str) -> str:
+        """The answer to a command for people."""
+        answer: str = self.command("human-monitor-command", **{"command-line": question})
+        return answer
+
     def save(self, path: Path) -> None:
         """Writes the state of the running machine, which stops at the end."""
         self.command("migrate-set-parameters", **PARAMETERS)

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 from scripts.xen_rig.errors import DOM0_DIED, SCRIPT_TIMEOUT, RigError
 from scripts.xen_rig.machine import Machine
+from scripts.xen_rig.monitor import Monitor
 
 BOOT_TIMEOUT: Final = 180.0
 WARM_TIMEOUT: Final = 600.0
@@ -28,6 +29,12 @@ LAST_WORDS: Final = 1.0
 """Seconds in which a dying system still writes why."""
 TAIL: Final = 40
 POLL: Final = 0.25
+QUESTIONS: Final = (b"\x01\x01\x01", b"d", b"q", b"r")
+"""The console's input goes to Xen, which then says: the processors' registers, the domains, who waits for a processor."""
+ANSWERED: Final = 2.0
+"""Seconds in which Xen writes nothing more."""
+REGISTERS: Final = re.compile(r"CPU#|RAX|RSI|RIP|CR0|EFER")
+"""Lines of QEMU's that tell where a processor is."""
 
 
 class Session:
@@ -69,6 +76,7 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         answer = self._until(rb"exit (\d+)\n", deadline)
         if answer is None:
+            self._interrogate()
             raise self._failure(f"the script was still running after {timeout:g} s: see --timeout", SCRIPT_TIMEOUT)
         self._drain()
         return int(answer[1])
@@ -130,6 +138,20 @@ class Session:
             raise self._failure(f"QEMU ended while dom0 was running: {self._machine.complaint()}", DOM0_DIED)
         if self._dead_since is not None and time.monotonic() > self._dead_since + LAST_WORDS:
             raise self._failure("dom0 or Xen crashed: its last words are above", DOM0_DIED)
+
+    def _interrogate(self) -> None:
+        """What a machine is doing that does not come to an end, for whoever has only the output."""
+        if self._machine.console is not None:
+            self._recent = deque(self._recent)  # all of it
+            for question in QUESTIONS:
+                with contextlib.suppress(OSError):
+                    self._machine.console.sendall(question)
+                while self._pass_on(ANSWERED):
+                    pass
+        with contextlib.suppress(RigError, OSError), contextlib.closing(Monitor(self._machine.monitor)) as monitor:
+            for line in monitor.ask("info registers -a").splitlines():
+                if REGISTERS.match(line):
+                    print(f"qemu: {line}", file=sys.stderr)
 
     def _drain(self) -> None:
         while self._pass_on(0):

@@ -95,10 +95,34 @@ def test_the_end_of_qemu_is_said_with_its_last_line(machine: FalseMachine, sessi
         session.wait_ready()
 
 
-def test_a_script_that_runs_too_long_has_its_own_code(machine: FalseMachine, session: Session) -> None:
+def test_a_script_that_runs_too_long_has_its_own_code_and_the_machine_is_asked_what_it_does(
+    machine: FalseMachine, session: Session, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "ANSWERED", 0.1)
+    said = [f"(XEN) line {number}" for number in range(session_module.TAIL * 2)]
+
+    def xen() -> None:
+        assert machine.dom0_console.recv(3) == b"\x01\x01\x01"
+        machine.dom0_console.sendall("".join(f"{line}\r\n" for line in said).encode())
+
+    machine.dom0_monitor.sendall(b'{"QMP": {}}\n{"return": {}}\n{"return": "CPU#0\\r\\nFPR0=0\\r\\nRIP=1"}\n')
+    thread = threading.Thread(target=xen)
+    thread.start()
     with pytest.raises(RigError, match=r"still running after 0\.01 s") as raised:
         session.wait(0.01)
     assert raised.value.code == SCRIPT_TIMEOUT
+    thread.join()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == ["qemu: CPU#0", "qemu: RIP=1", *(f"console: {line}" for line in said)]
+
+
+def test_a_dead_machine_is_not_waited_for_when_it_is_asked_what_it_does(
+    machine: FalseMachine, session: Session
+) -> None:
+    machine.dom0_monitor.close()
+    machine.dom0_console.close()
+    with pytest.raises(RigError, match="still running"):
+        session.wait(0.01)
 
 
 def test_a_dom0_that_takes_no_order_is_said(session: Session) -> None:

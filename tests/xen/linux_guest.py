@@ -14,6 +14,7 @@ MODULE: Final = "/rig/site/module/virtio_msg_xen.ko"
 DRIVERS: Final = "virtio_blk virtio_net virtio-rng crc32c_generic ext4"
 DRIVER: Final = "/sys/bus/xen/drivers/virtio-msg"
 TIMEOUT: Final = "/sys/module/virtio_msg_xen/parameters/timeout_ms"
+HWRNG: Final = "/sys/class/misc/hw_random"
 TRACING: Final = "/sys/kernel/tracing"
 
 
@@ -69,6 +70,12 @@ def await_path(domu: Domu, path: str) -> None:
 
 def await_gone(domu: Domu, path: str) -> None:
     until(lambda: domu.run(["test", "-e", path]).code != 0, f"{path} is still there:\n{log(domu)}")
+
+
+def entropy_sources(domu: Domu) -> list[str]:
+    """Those that /dev/hwrng can have."""
+    names = shell(domu, f"cat {HWRNG}/rng_available").split()
+    return [name for name in names if name != "none"]  # a choice that newer kernels have
 
 
 @contextmanager

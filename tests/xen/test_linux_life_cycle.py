@@ -17,7 +17,17 @@ from emulator.machine import Machine
 from emulator.spec import parse
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import DRIVER, await_gone, await_path, deadline, log, module, shell
+from tests.xen.linux_guest import (
+    DRIVER,
+    HWRNG,
+    await_gone,
+    await_path,
+    deadline,
+    entropy_sources,
+    log,
+    module,
+    shell,
+)
 from tests.xen.serving import MIB, Emulator, nothing_left, until
 
 BLOCK = 4096
@@ -147,6 +157,8 @@ def test_an_emulator_that_hangs_costs_its_disk_and_nothing_waits_for_it(linux: D
     image.write_bytes(os.urandom(MIB))
     with deadline(linux, 500), Emulator(linux, f"blk,path={image}", "rng") as emulator:
         await_path(linux, "/dev/vda")
+        # Else two devices wait for an answer.
+        until(lambda: entropy_sources(linux) != [], "the other device has no driver yet")
         read = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
         shell(linux, read)
         emulator.signal(signal.SIGSTOP)
@@ -270,16 +282,10 @@ def test_two_domains_have_an_emulator_each(linux: Domu, other: Domu, tmp_path: P
 
 def test_entropy_and_a_device_that_the_project_has_never_seen_reach_dev_hwrng(linux: Domu) -> None:
     with Emulator(linux, "rng", f"{UNSEEN}:Alphabet"):
-        sources = "/sys/class/misc/hw_random"
-
-        def available() -> list[str]:
-            names = shell(linux, f"cat {sources}/rng_available").split()
-            return [name for name in names if name != "none"]  # a choice that newer kernels have
-
-        until(lambda: len(available()) == 2, "no entropy sources")
+        until(lambda: len(entropy_sources(linux)) == 2, "no entropy sources")
         contents = set()
-        for name in available():
-            shell(linux, f"echo {name} > {sources}/rng_current")
+        for name in entropy_sources(linux):
+            shell(linux, f"echo {name} > {HWRNG}/rng_current")
             text = shell(linux, "dd if=/dev/hwrng bs=64 count=8 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'")
             # The first bytes may be what the kernel had left of the other source.
             contents.add(bytes.fromhex(text)[-64:])
