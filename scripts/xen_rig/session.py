@@ -30,7 +30,7 @@ LAST_WORDS: Final = 1.0
 TAIL: Final = 40
 POLL: Final = 0.25
 QUESTIONS: Final = (b"\x01\x01\x01", b"d", b"q", b"r")
-"""The console's input goes to Xen, which then says: the processors' registers, the domains, who waits for a processor."""
+"""The console's input goes to Xen, which says: the processors' registers, the domains, who waits for a processor."""
 ANSWERED: Final = 2.0
 """Seconds in which Xen writes nothing more."""
 REGISTERS: Final = re.compile(r"CPU#|RAX|RSI|RIP|CR0|EFER")
