@@ -25,7 +25,7 @@ ENVIRONMENT = {
 CPUS = "RIG_CPUS"
 TREE = "/rig/site/tree"
 TESTS = f"{TREE}/tests/xen"
-HANGS = 600
+HANGS = 900
 """Seconds, of one test: several times the patience of what it waits for."""
 TEST_COMMAND = (
     "python3", "-m", "pytest", "-o", "cache_dir=/tmp/pytest", f"--rootdir={TREE}", "-c", f"{TREE}/pyproject.toml",

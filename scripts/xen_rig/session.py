@@ -29,12 +29,21 @@ LAST_WORDS: Final = 1.0
 """Seconds in which a dying system still writes why."""
 TAIL: Final = 40
 POLL: Final = 0.25
-QUESTIONS: Final = (b"\x01\x01\x01", b"d", b"q", b"r")
-"""The console's input goes to Xen, which says: the processors' registers, the domains, who waits for a processor."""
+INPUT_TO_XEN: Final = b"\x01\x01\x01"
+"""What the console is told to have it so; again, and its input is dom0's."""
+HEARTBEAT: Final = 1.0
+"""Seconds. An emulated processor forgets, once in many runs, an interrupt of its own timer (docs/rig.md), and Xen sets
+that timer again when it comes: no deadline would ever pass. Any other interrupt brings the lost one."""
+BEAT: Final = b"\0"
+"""A key without a meaning to Xen."""
+QUESTIONS: Final = (b"d", b"q", b"r")
+"""Keys: the processors' registers, the domains, who waits for a processor."""
 ANSWERED: Final = 2.0
 """Seconds in which Xen writes nothing more."""
-REGISTERS: Final = re.compile(r"CPU#|RAX|RSI|RIP|CR0|EFER")
-"""Lines of QEMU's that tell where a processor is."""
+STATE: Final = ("info registers -a", "info lapic", "info pic")
+"""Of QEMU's monitor. Before Xen is asked: a key is an interrupt."""
+NO_STATE: Final = re.compile(r"FPR|XMM|FCW")
+"""Lines that do not tell where a processor is."""
 
 
 class Session:
@@ -48,6 +57,7 @@ class Session:
         self._line = b""
         self._dead_since: float | None = None
         self._control = b""
+        self._beaten = time.monotonic()
         self._selector = selectors.DefaultSelector()
         for end in (machine.control, machine.output, machine.console):
             if end is not None:
@@ -67,6 +77,7 @@ class Session:
 
     def begin(self, verb: Literal["run", "shell"], timeout: float) -> None:
         """Raises RigError if dom0 does not say that it has begun."""
+        self._press(INPUT_TO_XEN)
         self._order(verb)
         if self._until(rb"begun\n", time.monotonic() + timeout) is None:
             raise self._failure(f"dom0 did not take its order in {timeout:.0f} s", DOM0_DIED)
@@ -94,6 +105,7 @@ class Session:
     def _until(self, pattern: bytes, deadline: float | None) -> re.Match[bytes] | None:
         while not (found := re.search(pattern, self._control)):
             self._check_alive()
+            self._beat()
             left = POLL if deadline is None else min(POLL, deadline - time.monotonic())
             if left <= 0:
                 return None
@@ -139,19 +151,28 @@ class Session:
         if self._dead_since is not None and time.monotonic() > self._dead_since + LAST_WORDS:
             raise self._failure("dom0 or Xen crashed: its last words are above", DOM0_DIED)
 
+    def _beat(self) -> None:
+        if time.monotonic() - self._beaten > HEARTBEAT:
+            self._beaten = time.monotonic()
+            self._press(BEAT)
+
+    def _press(self, keys: bytes) -> None:
+        """On the console, if it is no person's terminal."""
+        if self._machine.console is not None:
+            with contextlib.suppress(OSError):  # it has ended, or takes no more
+                self._machine.console.sendall(keys)
+
     def _interrogate(self) -> None:
         """What a machine is doing that does not come to an end, for whoever has only the output."""
-        if self._machine.console is not None:
-            self._recent = deque(self._recent)  # all of it
-            for question in QUESTIONS:
-                with contextlib.suppress(OSError):
-                    self._machine.console.sendall(question)
-                while self._pass_on(ANSWERED):
-                    pass
         with contextlib.suppress(RigError, OSError), contextlib.closing(Monitor(self._machine.monitor)) as monitor:
-            for line in monitor.ask("info registers -a").splitlines():
-                if REGISTERS.match(line):
+            for line in [line for question in STATE for line in monitor.ask(question).splitlines()]:
+                if not NO_STATE.match(line):
                     print(f"qemu: {line}", file=sys.stderr)
+        self._recent = deque(self._recent)  # all of it
+        for question in QUESTIONS:
+            self._press(question)
+            while self._pass_on(ANSWERED):
+                pass
 
     def _drain(self) -> None:
         while self._pass_on(0):

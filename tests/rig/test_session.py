@@ -1,5 +1,6 @@
 """The conversation with dom0: output passed on, the exit code, a clear end when dom0 dies. With a false machine."""
 
+import json
 import socket
 import subprocess
 import tempfile
@@ -102,10 +103,12 @@ def test_a_script_that_runs_too_long_has_its_own_code_and_the_machine_is_asked_w
     said = [f"(XEN) line {number}" for number in range(session_module.TAIL * 2)]
 
     def xen() -> None:
-        assert machine.dom0_console.recv(3) == b"\x01\x01\x01"
+        assert machine.dom0_console.recv(1) == b"d"
         machine.dom0_console.sendall("".join(f"{line}\r\n" for line in said).encode())
 
-    machine.dom0_monitor.sendall(b'{"QMP": {}}\n{"return": {}}\n{"return": "CPU#0\\r\\nFPR0=0\\r\\nRIP=1"}\n')
+    answers: list[object] = [{"QMP": {}}, {"return": {}}, {"return": "CPU#0\r\nFPR0=0\r\nRIP=1"}]
+    answers += [{"return": "IRR 1"}, {"return": ""}]
+    machine.dom0_monitor.sendall("".join(f"{json.dumps(answer)}\n" for answer in answers).encode())
     thread = threading.Thread(target=xen)
     thread.start()
     with pytest.raises(RigError, match=r"still running after 0\.01 s") as raised:
@@ -113,7 +116,28 @@ def test_a_script_that_runs_too_long_has_its_own_code_and_the_machine_is_asked_w
     assert raised.value.code == SCRIPT_TIMEOUT
     thread.join()
     lines = capfd.readouterr().err.splitlines()
-    assert lines == ["qemu: CPU#0", "qemu: RIP=1", *(f"console: {line}" for line in said)]
+    assert lines == ["qemu: CPU#0", "qemu: RIP=1", "qemu: IRR 1", *(f"console: {line}" for line in said)]
+
+
+def test_the_machine_gets_an_interrupt_from_time_to_time(
+    machine: FalseMachine, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "HEARTBEAT", 0.0)
+    monkeypatch.setattr(session_module, "POLL", 0.01)
+
+    def dom0() -> None:
+        machine.dom0_control.recv(100)
+        machine.dom0_control.sendall(b"begun\n")
+        got = machine.dom0_console.recv(3, socket.MSG_WAITALL)
+        assert got == session_module.INPUT_TO_XEN
+        assert machine.dom0_console.recv(2, socket.MSG_WAITALL) == session_module.BEAT * 2
+        machine.dom0_control.sendall(b"exit 0\n")
+
+    thread = threading.Thread(target=dom0)
+    thread.start()
+    session.begin("run", 10)
+    assert session.wait(10) == 0
+    thread.join()
 
 
 def test_a_dead_machine_is_not_waited_for_when_it_is_asked_what_it_does(
