@@ -40,7 +40,10 @@ def error_name(code: int) -> str:
 # ---- hypervisor ----
 
 class Hypervisor:
-    """A connection to a hypervisor as one domain. Base class; not constructed."""
+    """A connection to a hypervisor as one domain. Base class; not constructed.
+
+    `map_budget` of the classes below: pages of other domains that all Backends on it together have mapped at a time.
+    """
 
     @property
     def domid(self) -> int: ...
@@ -52,7 +55,7 @@ class Hypervisor:
 class LocalHypervisor(Hypervisor):
     """The local hypervisor of a machine directory (docs/local.md), as domain `domid`. Raises HostError."""
 
-    def __init__(self, directory: str, domid: int) -> None: ...
+    def __init__(self, directory: str, domid: int, map_budget: int = 65536) -> None: ...
 
 class XenHypervisor(Hypervisor):
     """Xen, seen from the domain this process runs in, whose number is `domid`. Only in builds with Xen's libraries.
@@ -60,7 +63,7 @@ class XenHypervisor(Hypervisor):
     What of /dev/xen cannot be opened is a HostError of the call that needs it.
     """
 
-    def __init__(self, domid: int) -> None: ...
+    def __init__(self, domid: int, map_budget: int = 65536) -> None: ...
 
 class SharedPages:
     """Pages of this domain granted to another; withdrawn by close() or when collected."""
@@ -144,13 +147,12 @@ class Backend:
         queue_sizes: Sequence[int],
         pulled: Sequence[bool],
         spin_us: float = 50.0,
-        map_budget: int = 65536,
     ) -> None:
         """`config` is the memory plain reads are answered from: a writable buffer of bytes, shape (size,), such as a
         memoryview or a numpy array. Masks have its length.
 
         `features`: offered, of any width. `spin_us`: how long to spin after the last work before sleeping;
-        0 never, infinity always. `map_budget`: pages of guest memory mapped at once at most.
+        0 never, infinity always.
         """
     def connect(
         self,

@@ -3,6 +3,7 @@
 domid = 1
 hypervisor = "local"
 poll-us = 50
+map-budget = 256
 
 [[device]]
 model = "blk"
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emulator.exit_codes import ExitCode, Failure
-from emulator.machine import LAST_DOMID, HypervisorName, parse_hypervisor
+from emulator.machine import LARGEST_MAP_BUDGET, LAST_DOMID, HypervisorName, parse_hypervisor
 from emulator.poll import parse_poll
 from emulator.spec import Spec, SpecError, parse
 
-RUN_KEYS = ("domid", "hypervisor", "poll-us", "device")
+RUN_KEYS = ("domid", "hypervisor", "poll-us", "map-budget", "device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class RunFile:
     domid: int | None = None
     hypervisor: HypervisorName | None = None
     spin_us: float | None = None
+    map_budget: int | None = None
     devices: tuple[Spec, ...] = ()
 
 
@@ -48,9 +50,10 @@ def read(path: Path) -> RunFile:
             raise Failure(ExitCode.USAGE, f"{path}: no key {key!r}; known: {', '.join(RUN_KEYS)}")
     try:
         return RunFile(
-            domid=_domid(content.get("domid")),
+            domid=_whole(content, "domid", LAST_DOMID),
             hypervisor=parse_hypervisor(_typed(content, "hypervisor", str)) if "hypervisor" in content else None,
             spin_us=parse_poll(_typed(content, "poll-us", int, str)) if "poll-us" in content else None,
+            map_budget=_whole(content, "map-budget", LARGEST_MAP_BUDGET),
             devices=_devices(content.get("device", [])),
         )
     except SpecError as error:
@@ -59,9 +62,10 @@ def read(path: Path) -> RunFile:
         raise Failure(ExitCode.USAGE, f"{path}: {error}") from error
 
 
-def _domid(value: object) -> int | None:
-    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LAST_DOMID):
-        raise ValueError(f"domid = {value!r} is not a number from 1 to {LAST_DOMID}")
+def _whole(content: dict[str, object], key: str, largest: int) -> int | None:
+    value = content.get(key)
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= largest):
+        raise ValueError(f"{key} = {value!r} is not a number from 1 to {largest}")
     return value
 
 

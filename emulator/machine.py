@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cpp_ring import Hypervisor
 
 LAST_DOMID = 0x7FEF
+DEFAULT_MAP_BUDGET = 256
+"""MiB of a domain's memory that its emulator has mapped at a time at most."""
+LARGEST_MAP_BUDGET = 1 << 20
+PAGES_PER_MIB = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +72,17 @@ class Machine:
         except StoreError as error:
             raise unavailable(error) from error
 
-    def open_hypervisor(self) -> Hypervisor:
-        """Grants and event channels, as the backend's domain. Raises Failure."""
+    def open_hypervisor(self, map_budget: int = DEFAULT_MAP_BUDGET) -> Hypervisor:
+        """Grants and event channels, as the backend's domain; `map_budget`: MiB of guests' memory. Raises Failure."""
+        pages = map_budget * PAGES_PER_MIB
         if self.name.kind == "xen":
-            return _open_xen(self.backend)
+            return _open_xen(self.backend, pages)
         try:
             from cpp_ring import HostError, LocalHypervisor
         except ImportError as error:
             raise Failure(ExitCode.NOT_INSTALLED, str(error)) from error
         try:
-            return LocalHypervisor(str(self.directory), self.backend)
+            return LocalHypervisor(str(self.directory), self.backend, pages)
         except HostError as error:
             raise unavailable(error) from error
 
@@ -124,7 +129,7 @@ def _xen_machine(name: HypervisorName) -> Machine:
     return Machine(name, locks, path, backend)
 
 
-def _open_xen(backend: int) -> Hypervisor:
+def _open_xen(backend: int, map_budget: int) -> Hypervisor:
     try:
         from cpp_ring import XenHypervisor
     except (ImportError, AttributeError) as error:
@@ -138,7 +143,7 @@ def _open_xen(backend: int) -> Hypervisor:
             raise Failure(ExitCode.NO_HYPERVISOR, f"there is no {path}; `modprobe xen-{name}` brings it")
         if not os.access(path, os.R_OK | os.W_OK):
             raise Failure(ExitCode.NOT_PERMITTED, f"this user may not use {path}; run as root")
-    return XenHypervisor(backend)
+    return XenHypervisor(backend, map_budget)
 
 
 def is_there(store: Store, domid: int) -> bool:

@@ -15,7 +15,7 @@ from cpp_ring.store import Store, StoreError
 from emulator import lock, systemd, toolstack
 from emulator.exit_codes import ExitCode
 from emulator.loop import EventLoop
-from emulator.machine import HypervisorName, Machine, open_machine, require_domain
+from emulator.machine import DEFAULT_MAP_BUDGET, HypervisorName, Machine, open_machine, require_domain
 from emulator.spec import Spec
 from emulator.xenbus import Xenbus
 from emulator.xenbus_device import PATIENCE_SECONDS
@@ -36,12 +36,14 @@ class RunConfig:
     """What `run` was asked for, checked. `devices`: attached at the start, device i as devid i, and removed at the end.
 
     `spin_us`: how long a device's thread spins after its last work before it sleeps; 0 never, infinity always.
+    `map_budget`: MiB of the domain's memory that all its devices together have mapped at a time at most.
     """
 
     domid: int
     hypervisor: HypervisorName
     devices: tuple[Spec, ...] = ()
     spin_us: float = 50.0
+    map_budget: int = DEFAULT_MAP_BUDGET
 
 
 def run(config: RunConfig) -> ExitCode:
@@ -73,7 +75,7 @@ class Emulator:
         self._xenbus = Xenbus(
             self._loop,
             store,
-            machine.open_hypervisor(),
+            machine.open_hypervisor(config.map_budget),
             backend=machine.backend,
             frontend=config.domid,
             spin_us=config.spin_us,

@@ -35,7 +35,7 @@ class PyBackend {
     PyBackend(py::object hypervisor, DomId frontend, const py::object& model, std::uint32_t device_id,
               std::uint32_t vendor_id, const py::int_& features, const py::buffer& config,
               const py::bytes& hooked_reads, const py::bytes& writable, const py::bytes& hooked_writes,
-              std::vector<std::uint16_t> queue_sizes, std::vector<bool> pulled, double spin_us, std::size_t map_budget)
+              std::vector<std::uint16_t> queue_sizes, std::vector<bool> pulled, double spin_us)
         : hypervisor_(std::move(hypervisor)), config_(config), model_(model) {
         DeviceDescription description{
             .device_id = device_id,
@@ -47,7 +47,7 @@ class PyBackend {
             .hooked_writes = mask_of(hooked_writes),
             .queue_sizes = std::move(queue_sizes),
         };
-        BackendOptions options{frontend, std::move(pulled), spin_us, map_budget};
+        BackendOptions options{.frontend = frontend, .pulled = std::move(pulled), .spin_us = spin_us};
         backend_ = std::make_unique<Backend>(hypervisor_.cast<Hypervisor&>(), model_, std::move(description),
                                              std::move(options));
     }
@@ -190,11 +190,10 @@ void register_backend(py::module_& module) {
     py::class_<PyBackend>(module, "Backend")
         .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&,
                       const py::buffer&, const py::bytes&, const py::bytes&, const py::bytes&,
-                      std::vector<std::uint16_t>, std::vector<bool>, double, std::size_t>(),
+                      std::vector<std::uint16_t>, std::vector<bool>, double>(),
              py::arg("hypervisor"), py::arg("frontend"), py::arg("model"), py::kw_only(), py::arg("device_id"),
              py::arg("vendor_id"), py::arg("features"), py::arg("config"), py::arg("hooked_reads"), py::arg("writable"),
-             py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"), py::arg("spin_us") = 50.0,
-             py::arg("map_budget") = 65536)
+             py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"), py::arg("spin_us") = 50.0)
         .def("connect", &PyBackend::connect, py::arg("fe_to_be_ref"), py::arg("be_to_fe_ref"), py::arg("event_channel"),
              py::arg("queue_event_channels"), py::arg("arena") = py::none())
         .def("run", &PyBackend::run)

@@ -58,14 +58,15 @@ void register_hypervisor(py::module_& module) {
             py::keep_alive<0, 1>());
 
     py::class_<LocalHypervisor, Hypervisor>(module, "LocalHypervisor")
-        .def(py::init([](const std::string& directory, DomId domid) {
+        .def(py::init([](const std::string& directory, DomId domid, std::size_t map_budget) {
                  const py::gil_scoped_release released;
-                 return std::make_unique<LocalHypervisor>(directory, domid);
+                 return std::make_unique<LocalHypervisor>(directory, domid, map_budget);
              }),
-             py::arg("directory"), py::arg("domid"));
+             py::arg("directory"), py::arg("domid"), py::arg("map_budget") = default_map_budget);
 
 #ifdef CPP_RING_XEN
-    py::class_<XenHypervisor, Hypervisor>(module, "XenHypervisor").def(py::init<DomId>(), py::arg("domid"));
+    py::class_<XenHypervisor, Hypervisor>(module, "XenHypervisor")
+        .def(py::init<DomId, std::size_t>(), py::arg("domid"), py::arg("map_budget") = default_map_budget);
 #endif
 
     py::class_<HeldChannels>(module, "EventChannels")

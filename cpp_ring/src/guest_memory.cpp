@@ -8,22 +8,25 @@ namespace cpp_ring {
 
 // Shared with every mapping that is charged to it: the last Segment may go after the GuestMemory, on another thread.
 struct GuestMemory::Budget {
-    explicit Budget(std::size_t pages) : limit(pages) {}
+    Budget(std::size_t pages, std::shared_ptr<MapBudget> all) : limit(pages), domain(std::move(all)) {}
 
     const std::size_t limit;
+    const std::shared_ptr<MapBudget> domain;  // of all devices
     // Only the device's thread adds, so "compare, then add" cannot overshoot.
     Atomic<std::size_t> mapped{0};
     Atomic<std::size_t> copied{0};
 };
 
+// Charges its pages for as long as it lives.
 struct GuestMemory::Charged {
     std::shared_ptr<Budget> budget;
     Atomic<std::size_t> Budget::* account;
     std::size_t pages;
+    std::size_t taken = 0;  // of the domain's budget
     std::unique_ptr<Mapping> mapping;
 
     Charged(std::shared_ptr<Budget> owner, Atomic<std::size_t> Budget::* to, std::size_t count,
-            std::unique_ptr<Mapping> mapped)
+            std::unique_ptr<Mapping> mapped = nullptr)
         : budget(std::move(owner)), account(to), pages(count), mapping(std::move(mapped)) {
         (*budget).*account += pages;
     }
@@ -32,11 +35,14 @@ struct GuestMemory::Charged {
     ~Charged() {
         mapping.reset();
         (*budget).*account -= pages;
+        budget->domain->give(taken);
     }
 };
 
 GuestMemory::GuestMemory(Hypervisor& hypervisor, DomId frontend, std::size_t budget_pages)
-    : hypervisor_(hypervisor), frontend_(frontend), budget_(std::make_shared<Budget>(budget_pages)) {}
+    : hypervisor_(hypervisor),
+      frontend_(frontend),
+      budget_(std::make_shared<Budget>(budget_pages, hypervisor.map_budget())) {}
 
 std::size_t GuestMemory::mapped_pages() const noexcept { return budget_->mapped + budget_->copied; }
 
@@ -46,16 +52,17 @@ GuestError GuestMemory::map(std::uint64_t address, std::uint64_t length, bool wr
     if (const GuestError error = parse_grant_range(address, length, range)) return error;
     if (range.pages > budget_->limit - budget_->mapped) return {VMSG_XEN_MAP_BUDGET, range.pages};
     const auto pages = static_cast<std::size_t>(range.pages);
-    std::unique_ptr<Mapping> mapping;
+    const auto charged = std::make_shared<Charged>(budget_, &Budget::mapped, pages);
+    if (!budget_->domain->take(pages)) return {VMSG_XEN_MAP_BUDGET, range.pages};
+    charged->taken = pages;
     try {
-        mapping = hypervisor_.map(frontend_, range.first, pages, writable);
+        charged->mapping = hypervisor_.map(frontend_, range.first, pages, writable);
     } catch (const HostError& error) {
         // A host that is out of memory is not the guest's doing.
         if (error.error() == ENOMEM) return {VMSG_XEN_HOST, ENOMEM};
         return {VMSG_XEN_GRANT_MAP, range.first};
     }
-    data = mapping->bytes().data() + range.offset;
-    const auto charged = std::make_shared<Charged>(budget_, &Budget::mapped, pages, std::move(mapping));
+    data = charged->mapping->bytes().data() + range.offset;
     keep = std::shared_ptr<Mapping>(charged, charged->mapping.get());
     return {};
 }

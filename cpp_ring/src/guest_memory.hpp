@@ -28,8 +28,9 @@ inline constexpr std::size_t most_copied_pages = 8192;
 // One for each connection of a device; used by that device's thread only. Segments may outlive it.
 class GuestMemory {
   public:
-    // At most `budget_pages` pages are mapped at a time; the same page mapped twice counts twice. Copies are counted by
-    // themselves, against the same number or most_copied_pages.
+    // At most `budget_pages` pages are mapped at a time, and all devices of the hypervisor together have its MapBudget;
+    // the same page mapped twice counts twice. Copies are counted by themselves, against the same number or
+    // most_copied_pages.
     GuestMemory(Hypervisor& hypervisor, DomId frontend, std::size_t budget_pages);
 
     // Maps [address, address + length) until clear(), all or nothing. Errors: VMSG_XEN_DESC_ADDRESS,

@@ -2,6 +2,7 @@
 // processes; `xen` is the real one. Both are used through these interfaces only.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -85,15 +86,44 @@ class EventChannels {
     virtual void unmask(Port port) noexcept = 0;
 };
 
+// Pages of other domains that this process may have mapped at a time, its devices together. An emulator serves one
+// domU, and the table that the host keeps of mappings is everybody's: Xen's maptrack has 262,144 entries by default.
+// Used by any thread.
+class MapBudget {
+  public:
+    explicit MapBudget(std::size_t pages) : pages_(pages) {}
+
+    // All or nothing. Relaxed: the number guards no memory but itself.
+    [[nodiscard]] bool take(std::size_t pages) noexcept {
+        std::size_t taken = taken_.load(std::memory_order_relaxed);
+        do {
+            if (pages > pages_ - taken) return false;  // taken_ is never more than pages_
+        } while (!taken_.compare_exchange_weak(taken, taken + pages, std::memory_order_relaxed));
+        return true;
+    }
+    void give(std::size_t pages) noexcept { taken_.fetch_sub(pages, std::memory_order_relaxed); }
+
+  private:
+    const std::size_t pages_;
+    std::atomic<std::size_t> taken_{0};
+};
+
+inline constexpr std::size_t default_map_budget = 65536;  // 256 MiB
+
 class Hypervisor {
   public:
-    Hypervisor() = default;
+    // `map_budget`: pages that GuestMemory may have mapped at a time.
+    explicit Hypervisor(std::size_t map_budget = default_map_budget)
+        : map_budget_(std::make_shared<MapBudget>(map_budget)) {}
     Hypervisor(const Hypervisor&) = delete;
     Hypervisor& operator=(const Hypervisor&) = delete;
     virtual ~Hypervisor() = default;
 
     [[nodiscard]] virtual DomId domid() const noexcept = 0;
     [[nodiscard]] virtual std::unique_ptr<EventChannels> open_event_channels() = 0;
+
+    // Outlives this while pages are mapped.
+    [[nodiscard]] const std::shared_ptr<MapBudget>& map_budget() const noexcept { return map_budget_; }
 
     // Backend: maps `count` consecutive references from `first` of `domain`, all or nothing. Throws HostError: ENOENT
     // no such domain or grant, EACCES granted to another domain or read-only (on Xen EINVAL says both), EINVAL count 0
@@ -115,6 +145,9 @@ class Hypervisor {
     // The same for one page, with its byte at `offset` cleared and `port` notified at the death of this process.
     [[nodiscard]] virtual std::unique_ptr<SharedPages> share_notify(DomId domain, bool writable, std::size_t offset,
                                                                     EventChannels& events, Port port) = 0;
+
+  private:
+    std::shared_ptr<MapBudget> map_budget_;
 };
 
 }  // namespace cpp_ring

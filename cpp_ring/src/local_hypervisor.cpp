@@ -196,8 +196,8 @@ void LocalEventChannels::unmask(Port port) noexcept {
 
 // ---- grants ----
 
-LocalHypervisor::LocalHypervisor(const std::string& directory, DomId domid)
-    : broker_(std::make_shared<LocalBroker>(directory, domid)), domid_(domid) {}
+LocalHypervisor::LocalHypervisor(const std::string& directory, DomId domid, std::size_t map_budget)
+    : Hypervisor(map_budget), broker_(std::make_shared<LocalBroker>(directory, domid)), domid_(domid) {}
 
 std::unique_ptr<EventChannels> LocalHypervisor::open_event_channels() {
     return std::make_unique<LocalEventChannels>(broker_);

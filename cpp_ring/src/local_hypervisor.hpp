@@ -47,7 +47,7 @@ class LocalEventChannels final : public EventChannels {
 class LocalHypervisor final : public Hypervisor {
   public:
     // As domain `domid` of the machine in `directory`. Throws HostError: ENOENT no such machine or domain.
-    LocalHypervisor(const std::string& directory, DomId domid);
+    LocalHypervisor(const std::string& directory, DomId domid, std::size_t map_budget = default_map_budget);
 
     [[nodiscard]] DomId domid() const noexcept override { return domid_; }
     [[nodiscard]] std::unique_ptr<EventChannels> open_event_channels() override;

@@ -10,8 +10,11 @@
 
 namespace cpp_ring {
 
-XenHypervisor::XenHypervisor(DomId domid)
-    : domid_(domid), table_(std::make_shared<XenGrantTable>()), allocator_(std::make_shared<XenGrantAllocator>()) {}
+XenHypervisor::XenHypervisor(DomId domid, std::size_t map_budget)
+    : Hypervisor(map_budget),
+      domid_(domid),
+      table_(std::make_shared<XenGrantTable>()),
+      allocator_(std::make_shared<XenGrantAllocator>()) {}
 
 XenHypervisor::~XenHypervisor() = default;
 

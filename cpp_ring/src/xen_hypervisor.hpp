@@ -17,7 +17,7 @@ class XenHypervisor final : public Hypervisor {
   public:
     // As `domid`, which is the domain this process runs in. A device that cannot be opened is an error of the call that
     // needs it: a backend needs /dev/xen/gntdev, a frontend /dev/xen/gntalloc.
-    explicit XenHypervisor(DomId domid);
+    explicit XenHypervisor(DomId domid, std::size_t map_budget = default_map_budget);
     XenHypervisor(const XenHypervisor&) = delete;
     XenHypervisor& operator=(const XenHypervisor&) = delete;
     ~XenHypervisor() override;

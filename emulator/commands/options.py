@@ -9,7 +9,15 @@ import click
 
 from cpp_ring.store import StoreError
 from emulator.exit_codes import ExitCode, Failure
-from emulator.machine import LAST_DOMID, HypervisorName, Machine, open_machine, parse_hypervisor
+from emulator.machine import (
+    DEFAULT_MAP_BUDGET,
+    LARGEST_MAP_BUDGET,
+    LAST_DOMID,
+    HypervisorName,
+    Machine,
+    open_machine,
+    parse_hypervisor,
+)
 from emulator.poll import parse_poll
 from emulator.spec import Spec, SpecError, parse
 
@@ -58,6 +66,17 @@ def backend(function: Function) -> Function:
 def poll_us(text: str) -> Callable[[Function], Function]:
     """`--poll-us`, handed over as `poll_us: float | None`. `text` is its help."""
     return click.option("--poll-us", metavar="N|always", callback=converted(parse_poll), help=text, show_default="50")
+
+
+def map_budget(text: str) -> Callable[[Function], Function]:
+    """`--map-budget`, handed over as `map_budget: int | None`. `text` is its help."""
+    return click.option(
+        "--map-budget",
+        type=click.IntRange(1, LARGEST_MAP_BUDGET),
+        metavar="MIB",
+        help=text,
+        show_default=str(DEFAULT_MAP_BUDGET),
+    )
 
 
 def domid(function: Function) -> Function:

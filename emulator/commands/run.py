@@ -10,7 +10,7 @@ from cpp_ring.store import StoreError
 from emulator.commands import options
 from emulator.config_file import RunFile, read
 from emulator.exit_codes import ExitCode, Failure
-from emulator.machine import LAST_DOMID, HypervisorName, parse_hypervisor
+from emulator.machine import DEFAULT_MAP_BUDGET, LAST_DOMID, HypervisorName, parse_hypervisor
 
 
 @click.command("run", epilog="The table of exit codes is in `virtio-dm --help`.")
@@ -35,6 +35,7 @@ from emulator.machine import LAST_DOMID, HypervisorName, parse_hypervisor
     "How long a device spins for more work before it sleeps, in microseconds; 0 sleeps at once, always never sleeps "
     "and wants a core for each device."
 )
+@options.map_budget("How much of the domain's memory its devices together may have mapped at a time, in MiB.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -48,6 +49,7 @@ def command(
     config: Path | None,
     devices: tuple[str, ...],
     poll_us: float | None,
+    map_budget: int | None,
     log_level: str,
 ) -> None:
     """Serve the devices of one domain.
@@ -74,6 +76,7 @@ def command(
         hypervisor=machine,
         devices=checked,
         spin_us=poll_us if poll_us is not None else file.spin_us if file.spin_us is not None else 50.0,
+        map_budget=map_budget or file.map_budget or DEFAULT_MAP_BUDGET,
     )
     log.configure(log_level)
     try:

@@ -25,8 +25,12 @@ class FakeHypervisor final : public Hypervisor {
     // The ordinary kind maps as a real one does: a view of its own, read-only if asked so, gone when unmapped; a stray
     // access is a SIGSEGV. With one_view the frontend's own memory is handed out, since ThreadSanitizer sees no race
     // between two views of a page.
-    explicit FakeHypervisor(std::size_t pages = 2048, bool one_view = false)
-        : granted_(pages, no_grant), one_view_(one_view), fd_(memfd_create("fake-hypervisor", MFD_CLOEXEC)) {
+    explicit FakeHypervisor(std::size_t pages = 2048, bool one_view = false,
+                            std::size_t map_budget = default_map_budget)
+        : Hypervisor(map_budget),
+          granted_(pages, no_grant),
+          one_view_(one_view),
+          fd_(memfd_create("fake-hypervisor", MFD_CLOEXEC)) {
         if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(pages * page_size)) != 0) throw HostError(errno, "memfd");
         base_ = view(0, pages, PROT_READ | PROT_WRITE);
     }

@@ -129,4 +129,31 @@ TEST_CASE("threat 21: an arena is mapped whole or not at all") {
     CHECK(hypervisor.mapped_pages == 0);
 }
 
+TEST_CASE("threat 21: the devices of a domain have one budget together, and what is unmapped is free for all") {
+    FakeHypervisor hypervisor(64, false, 6);
+    const auto pages = hypervisor.share(0, 8, true);
+    GuestMemory first(hypervisor, 1, 8);
+    GuestMemory second(hypervisor, 1, 8);
+    const auto arena = [&](std::size_t count) {
+        return std::pair{grant_address(pages->first_ref(), 0), count * page_size};
+    };
+    CHECK(!first.map_persistent(arena(4).first, arena(4).second, true));
+    CHECK(second.map_persistent(arena(3).first, arena(3).second, true) == GuestError{VMSG_XEN_MAP_BUDGET, 3});
+    CHECK(!second.map_persistent(arena(2).first, arena(2).second, true));
+    CHECK(hypervisor.mapped_pages == 6);
+    // A map that fails gives back what it took.
+    first.clear();
+    hypervisor.map_calls = 0;
+    hypervisor.fail_at = 1;
+    CHECK(first.map_persistent(arena(4).first, arena(4).second, true).code == VMSG_XEN_GRANT_MAP);
+    CHECK(!first.map_persistent(arena(4).first, arena(4).second, true));
+    // A Segment that is still held is charged.
+    Segment held;
+    CHECK(!first.resolve(arena(1).first, 1, true, held));
+    first.clear();
+    CHECK(second.map_persistent(arena(4).first, arena(4).second, true).code == VMSG_XEN_MAP_BUDGET);
+    held = {};
+    CHECK(!second.map_persistent(arena(4).first, arena(4).second, true));
+}
+
 }  // namespace cpp_ring::test

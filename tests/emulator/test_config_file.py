@@ -24,6 +24,7 @@ def test_everything_it_can_say(file: Path) -> None:
         domid = 3
         hypervisor = "local:lab"
         poll-us = "always"
+        map-budget = 64
         [[device]]
         model = "blk"
         path = "a,b.img"
@@ -37,6 +38,7 @@ def test_everything_it_can_say(file: Path) -> None:
         3,
         HypervisorName("local", "lab"),
         math.inf,
+        64,
         (Spec("blk", (("path", "a,b.img"), ("readonly", "on"), ("block_size", "4096"))), Spec("rng")),
     )
 
@@ -57,6 +59,7 @@ def test_an_empty_one_says_nothing(file: Path) -> None:
         ('hypervisor = "kvm"', ExitCode.USAGE, "none of xen"),
         ("poll-us = -1", ExitCode.USAGE, "neither a number"),
         ("poll-us = 0.5", ExitCode.USAGE, "poll-us = 0.5: expected an integer or a string"),
+        ("map-budget = 0", ExitCode.USAGE, "map-budget = 0 is not a number from 1"),
         ("hypervisor = 7", ExitCode.USAGE, "hypervisor = 7: expected a string"),
         ("device = 1", ExitCode.BAD_DEVICE, "tables"),
         ('device = ["blk"]', ExitCode.BAD_DEVICE, "tables"),
