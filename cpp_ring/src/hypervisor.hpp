@@ -2,13 +2,14 @@
 // processes; `xen` is the real one. Both are used through these interfaces only.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
+
+#include "map_budget.hpp"
 
 namespace cpp_ring {
 
@@ -85,30 +86,6 @@ class EventChannels {
     // work: the late unmask is what bounds an event storm (XSA-332).
     virtual void unmask(Port port) noexcept = 0;
 };
-
-// Pages of other domains that this process may have mapped at a time, its devices together. An emulator serves one
-// domU, and the table that the host keeps of mappings is everybody's: Xen's maptrack has 262,144 entries by default.
-// Used by any thread.
-class MapBudget {
-  public:
-    explicit MapBudget(std::size_t pages) : pages_(pages) {}
-
-    // All or nothing. Relaxed: the number guards no memory but itself.
-    [[nodiscard]] bool take(std::size_t pages) noexcept {
-        std::size_t taken = taken_.load(std::memory_order_relaxed);
-        do {
-            if (pages > pages_ - taken) return false;  // taken_ is never more than pages_
-        } while (!taken_.compare_exchange_weak(taken, taken + pages, std::memory_order_relaxed));
-        return true;
-    }
-    void give(std::size_t pages) noexcept { taken_.fetch_sub(pages, std::memory_order_relaxed); }
-
-  private:
-    const std::size_t pages_;
-    std::atomic<std::size_t> taken_{0};
-};
-
-inline constexpr std::size_t default_map_budget = 65536;  // 256 MiB
 
 class Hypervisor {
   public:
