@@ -14,7 +14,7 @@ from emulator.backend_nodes import remove_domain
 from emulator.loop import EventLoop
 from emulator.machine import is_there
 from emulator.store_paths import backends_dir, children, frontends_dir
-from emulator.xenbus_device import STORE_GONE, Phase, XenbusDevice
+from emulator.xenbus_device import RETRY_SECONDS, STORE_GONE, Phase, XenbusDevice
 
 if TYPE_CHECKING:
     from cpp_ring import Hypervisor
@@ -174,8 +174,12 @@ class Xenbus:
             self._looked[devid] = time.monotonic()
             device.handle(device.step)
         elif self._drained is None:
+            added = False
             with self._guarded():
                 self._add(devid)
+                added = True
+            if not added:
+                self._loop.call_later(RETRY_SECONDS, lambda: self._look(devid))
 
     def _look_late(self, devid: int) -> None:
         self._due.discard(devid)

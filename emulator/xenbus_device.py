@@ -13,6 +13,7 @@ from emulator.backend_nodes import BackendNodes, Built
 from emulator.device_thread import DeviceThread
 from emulator.frontend_nodes import NodeError, read_channel, read_state
 from emulator.loop import EventLoop, Timer
+from emulator.posted_listener import PostedListener
 from emulator.store_paths import State
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 5.0
 ERROR_NODE_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+"""Until what the store refused is tried again: a quota that is used up, a transaction that always lost."""
+LAST_ATTEMPTS = 3
+"""To write what a device that has ended leaves."""
 NEEDS_RESET = 64
 STORE_GONE = (errno.ETIMEDOUT, errno.ECONNRESET, errno.EPROTO, errno.ENOTCONN, errno.EPIPE)
 
@@ -76,13 +81,15 @@ class XenbusDevice:
         self._seen_error = (0, 0)
         self._updating = False  # an update is with the thread
         self._remove_at_end = False
+        self._built: Built | None = None
+        self._attempts = 0  # to write what is left at the end
         self.orphaned = False
         """The frontend's directory is gone: in a driver domain the only sign that its domain is."""
         # A frontend that is Initialised waits for us, unless an emulator before us was connected to what it offers.
         self._found_fresh = self._nodes.state() <= State.INIT_WAIT
         self._spec = self._nodes.read("spec") or ""
         self._nodes.write_state(State.INITIALISING)
-        self._thread = DeviceThread(hypervisor, frontend, spin_us, self.log, _Relay(loop, self))
+        self._thread = DeviceThread(hypervisor, frontend, spin_us, self.log, PostedListener(loop, self))
         self._thread.build(self._spec)
 
     @property
@@ -97,9 +104,22 @@ class XenbusDevice:
         except StoreError as error:
             if error.errno in STORE_GONE:
                 raise
-            self.log.error("the store refused: %s", error)
+            self._refused(error, self._catch_up)
         except Exception:
             self.log.exception("failed in phase %s", self.phase.name)
+
+    def _refused(self, error: StoreError, again: Callable[[], None]) -> None:
+        self.log.error("the store refused: %s", error)
+        self._loop.call_later(RETRY_SECONDS, lambda: self.handle(again))
+
+    def _catch_up(self) -> None:
+        """The store has what an earlier call could not write, and that call's rest is done."""
+        state = self._STATES.get(self.phase)
+        if state is not None and self._nodes.state() is not state:
+            self._nodes.write_state(state)
+        if self.phase is Phase.BUILDING and self._built:
+            self.built(self._built)
+        self.step()
 
     # ---- What the store says ------------------------------------------------------------------------------------
 
@@ -184,6 +204,15 @@ class XenbusDevice:
         Phase.CLOSED: _closed,
     }
 
+    _STATES: ClassVar[dict[Phase, State]] = {
+        Phase.FAILED: State.CLOSED,
+        Phase.WAITING: State.INIT_WAIT,
+        Phase.CONNECTED: State.CONNECTED,
+        Phase.CLOSING: State.CLOSING,
+        Phase.CLOSED: State.CLOSED,
+    }
+    """What the frontend is told in a phase that waits for it."""
+
     # ---- Ways through the states --------------------------------------------------------------------------------
 
     def unplug(self) -> None:
@@ -267,10 +296,12 @@ class XenbusDevice:
         if self.phase is Phase.BUILDING:
             self.log.info("ready: %s", built.name)
             self._queues = built.max_queues
+            self._built = built
             self._nodes.write_description(built)
             if self._updating:
-                self._updating = False
                 self._nodes.finish_update(None, None)
+                self._updating = False
+            self._built = None
             self._to_wait(self._found_fresh)
             self.step()
 
@@ -331,11 +362,20 @@ class XenbusDevice:
 
     def finished(self) -> None:
         self.phase = Phase.GONE
+        self._attempts += 1
         try:
             self._after()
-        finally:
-            self.log.info("ended")
-            self._gone(self)
+        except StoreError as error:
+            if error.errno not in STORE_GONE and self._attempts < LAST_ATTEMPTS:
+                self._refused(error, self.finished)
+                return
+            self._ended()
+            raise
+        self._ended()
+
+    def _ended(self) -> None:
+        self.log.info("ended")
+        self._gone(self)
 
     def _show_error(self) -> None:
         """Tells the store, now and then, why the device needs a reset."""
@@ -354,35 +394,3 @@ class XenbusDevice:
                 self.log.warning("needs a reset: %s", text)
             self._nodes.write_error(text)
         self._error_timer = self._loop.call_later(ERROR_NODE_SECONDS, lambda: self.handle(self._show_error))
-
-
-class _Relay:
-    """Carries what the device's thread says to the main thread."""
-
-    def __init__(self, loop: EventLoop, device: XenbusDevice) -> None:
-        self._loop = loop
-        self._device = device
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        self._loop.post(lambda: self._device.handle(callback))
-
-    def built(self, built: Built) -> None:
-        self._post(lambda: self._device.built(built))
-
-    def not_built(self, reason: str) -> None:
-        self._post(lambda: self._device.not_built(reason))
-
-    def connected(self) -> None:
-        self._post(self._device.connected)
-
-    def not_connected(self, reason: str) -> None:
-        self._post(lambda: self._device.not_connected(reason))
-
-    def disconnected(self, reason: str, error: str) -> None:
-        self._post(lambda: self._device.disconnected(reason, error))
-
-    def updated(self, error: str | None, spec: str | None) -> None:
-        self._post(lambda: self._device.updated(error, spec))
-
-    def finished(self) -> None:
-        self._post(self._device.finished)
