@@ -59,7 +59,7 @@ class Domu:
     def __init__(self, kind: Kind, *, emulator: bool = False, **options: Any) -> None:
         self.name = ""
         self.domid = -1
-        self._kind: Kind = kind
+        self.kind: Kind = kind
         self._emulator = emulator
         self._options = options
         self._client: Client | None = None
@@ -67,8 +67,8 @@ class Domu:
 
     def start(self) -> Self:
         """Returns when the domU takes commands. Raises AssertionError with its console's end if it never does."""
-        spare = None if self._options else take_spare(domu_config.Spare(self._kind, self._emulator))
-        self.name = spare or f"{self._kind}-{next(_numbers)}"
+        spare = None if self._options else take_spare(domu_config.Spare(self.kind, self._emulator))
+        self.name = spare or f"{self.kind}-{next(_numbers)}"
         if spare is None:
             self._boot()
         try:
@@ -83,7 +83,7 @@ class Domu:
             make_ramdisk(self._emulator)
         configuration = RAMDISKS / f"{self.name}.cfg"
         options = {"cpus": domu_config.cpus_for_domus(CPUS)} | self._options
-        text = domu_config.text(self._kind, self.name, emulator=self._emulator, **options)
+        text = domu_config.text(self.kind, self.name, emulator=self._emulator, **options)
         configuration.write_text(text)
         done = subprocess.run(["xl", "create", "-q", configuration], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (

@@ -164,8 +164,9 @@ def test_rings_change_their_size_while_frames_come_and_go(linux: Domu) -> None:
         for rx, tx in ((32, 64), (64, 32), (32, 32), (128, 128)):
             setting = linux.popen(["python3", "-c", SET_RINGS, str(rx), str(tx)])
             assert setting.read_all(60).decode() == f"{rx} {tx}\n", setting.stderr
-            # Frames in a queue that is reset are lost, and a ring of 32 may be full when one more comes.
-            assert came_back(shell(linux, f"ping -c 20 -i 0.01 -s 1300 {HERE}")) >= 10
+            # Frames in a queue that is reset are lost, and so is one that finds a ring of 32 full:
+            # on a slow machine the flood beside fills it. Of a queue that stands still none comes back.
+            assert came_back(linux.run(f"ping -c 20 -i 0.01 -s 1300 {HERE}").output) >= 1
     finally:
         pinging.send_signal(signal.SIGINT)
     assert came_back(pinging.read_all().decode()) >= 100
