@@ -179,7 +179,8 @@ class Xenbus:
                 self._add(devid)
                 added = True
             if not added:
-                self._loop.call_later(RETRY_SECONDS, lambda: self._look(devid))
+                self._due.add(devid)
+                self._loop.call_later(RETRY_SECONDS, lambda: self._look_late(devid))
 
     def _look_late(self, devid: int) -> None:
         self._due.discard(devid)

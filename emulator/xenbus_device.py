@@ -82,6 +82,7 @@ class XenbusDevice:
         self._updating = False  # an update is with the thread
         self._remove_at_end = False
         self._built: Built | None = None
+        self._retry: Timer | None = None
         self._attempts = 0  # to write what is left at the end
         self.orphaned = False
         """The frontend's directory is gone: in a driver domain the only sign that its domain is."""
@@ -104,21 +105,24 @@ class XenbusDevice:
         except StoreError as error:
             if error.errno in STORE_GONE:
                 raise
-            self._refused(error, self._catch_up)
+            self.log.error("the store refused: %s", error)
+            if self._retry is None:  # one at a time, however often a guest makes us write
+                self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
         except Exception:
             self.log.exception("failed in phase %s", self.phase.name)
 
-    def _refused(self, error: StoreError, again: Callable[[], None]) -> None:
-        self.log.error("the store refused: %s", error)
-        self._loop.call_later(RETRY_SECONDS, lambda: self.handle(again))
+    def _try_again(self) -> None:
+        self._retry = None
+        self.handle(self._catch_up)
 
     def _catch_up(self) -> None:
-        """The store has what an earlier call could not write, and that call's rest is done."""
+        """The store hears the state that an earlier call could not write."""
         state = self._STATES.get(self.phase)
         if state is not None and self._nodes.state() is not state:
             self._nodes.write_state(state)
         if self.phase is Phase.BUILDING and self._built:
             self.built(self._built)
+        self._show_error()
         self.step()
 
     # ---- What the store says ------------------------------------------------------------------------------------
@@ -269,8 +273,11 @@ class XenbusDevice:
     def _refuse(self, reason: str) -> None:
         """The frontend's nodes or its channel are broken: 5, 6, and wait for it to start afresh."""
         self.log.warning("closed: %s", reason)
+        connected = self.phase in (Phase.CONNECTED, Phase.CLOSING)
+        if not connected:
+            self.phase = Phase.CLOSED  # also if the store refuses to hear why
         self._nodes.write_error(reason, state=State.CLOSING)
-        if self.phase in (Phase.CONNECTED, Phase.CLOSING):
+        if connected:
             self._disconnect(self._to_closed)
         else:
             self._to_closed()
@@ -309,11 +316,11 @@ class XenbusDevice:
         if self.phase is Phase.BUILDING:
             self.log.error("cannot be made: %s", reason)
             self.phase = Phase.FAILED
-            self._nodes.write_error(f"spec {reason}", private=True, state=State.CLOSED)
-            if self._updating:
-                self._updating = False
-                self._nodes.finish_update(reason, None)
+            updating, self._updating = self._updating, False
             self._not_built(self.devid, reason)
+            self._nodes.write_error(f"spec {reason}", private=True, state=State.CLOSED)
+            if updating:
+                self._nodes.finish_update(reason, None)
             self.step()
 
     def connected(self) -> None:
@@ -363,19 +370,21 @@ class XenbusDevice:
     def finished(self) -> None:
         self.phase = Phase.GONE
         self._attempts += 1
+        again = False
         try:
-            self._after()
+            # Meanwhile the toolstack may have removed the device, and attached another one under its number.
+            if self._attempts == 1 or self._nodes.state() is not State.INITIALISING:
+                self._after()
         except StoreError as error:
-            if error.errno not in STORE_GONE and self._attempts < LAST_ATTEMPTS:
-                self._refused(error, self.finished)
-                return
-            self._ended()
-            raise
-        self._ended()
-
-    def _ended(self) -> None:
-        self.log.info("ended")
-        self._gone(self)
+            again = error.errno not in STORE_GONE and self._attempts < LAST_ATTEMPTS
+            if not again:
+                raise
+            self.log.error("the store refused: %s", error)
+            self._loop.call_later(RETRY_SECONDS, lambda: self.handle(self.finished))
+        finally:
+            if not again:
+                self.log.info("ended")
+                self._gone(self)
 
     def _show_error(self) -> None:
         """Tells the store, now and then, why the device needs a reset."""
@@ -387,10 +396,10 @@ class XenbusDevice:
 
         status, code, detail = self._thread.status()
         error = (code, detail) if status & NEEDS_RESET else (0, 0)
+        self._error_timer = self._loop.call_later(ERROR_NODE_SECONDS, lambda: self.handle(self._show_error))
         if error != self._seen_error:
-            self._seen_error = error
             text = f"{error_name(code)} {detail}" if status & NEEDS_RESET else None
             if text:
                 self.log.warning("needs a reset: %s", text)
             self._nodes.write_error(text)
-        self._error_timer = self._loop.call_later(ERROR_NODE_SECONDS, lambda: self.handle(self._show_error))
+            self._seen_error = error

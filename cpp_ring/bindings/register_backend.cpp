@@ -47,9 +47,12 @@ class PyBackend {
             .hooked_writes = mask_of(hooked_writes),
             .queue_sizes = std::move(queue_sizes),
         };
-        BackendOptions options{.frontend = frontend, .pulled = std::move(pulled), .spin_us = spin_us};
-        backend_ = std::make_unique<Backend>(hypervisor_.cast<Hypervisor&>(), model_, std::move(description),
-                                             std::move(options));
+        auto& host = hypervisor_.cast<Hypervisor&>();
+        BackendOptions options{.frontend = frontend,
+                               .pulled = std::move(pulled),
+                               .spin_us = spin_us,
+                               .map_budget_pages = host.map_budget()->pages()};
+        backend_ = std::make_unique<Backend>(host, model_, std::move(description), std::move(options));
     }
 
     void connect(GrantRef fe_to_be, GrantRef be_to_fe, Port event_channel,

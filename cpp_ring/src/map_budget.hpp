@@ -22,6 +22,7 @@ class MapBudget {
         } while (!taken_.compare_exchange_weak(taken, taken + pages, std::memory_order_relaxed));
         return true;
     }
+    [[nodiscard]] std::size_t pages() const noexcept { return pages_; }
     void give(std::size_t pages) noexcept { taken_.fetch_sub(pages, std::memory_order_relaxed); }
 
   private:

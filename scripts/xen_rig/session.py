@@ -40,6 +40,8 @@ QUESTIONS: Final = (b"d", b"q", b"r")
 """Keys: the processors' registers, the domains, who waits for a processor."""
 ANSWERED: Final = 2.0
 """Seconds in which Xen writes nothing more."""
+LONGEST_ANSWER: Final = 10.0
+"""Seconds: the script may write all the while."""
 STATE: Final = ("info registers -a", "info lapic", "info pic")
 """Of QEMU's monitor. Before Xen is asked: a key is an interrupt."""
 NO_STATE: Final = re.compile(r"FPR|XMM|FCW")
@@ -171,7 +173,8 @@ class Session:
         self._recent = deque(self._recent)  # all of it
         for question in QUESTIONS:
             self._press(question)
-            while self._pass_on(ANSWERED):
+            deadline = time.monotonic() + LONGEST_ANSWER
+            while time.monotonic() < deadline and self._pass_on(ANSWERED):
                 pass
 
     def _drain(self) -> None:

@@ -16,7 +16,7 @@ from emulator.spec import parse
 from emulator.store_paths import State
 from emulator.xenbus import Xenbus
 from guest.rng import RngDevice
-from tests.emulator.machines import Machine
+from tests.emulator.machines import PATIENCE, Machine
 
 COMMIT = b"T\0"
 
@@ -54,7 +54,7 @@ class Served:
             self._loop, self.store, hypervisor, backend=0, frontend=machine.domid, spin_us=50.0,
             domain_gone=lambda: None, not_built=lambda devid, reason: None,
         )  # fmt: skip
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -63,7 +63,8 @@ class Served:
 
     def stop(self) -> None:
         self._loop.post(lambda: self._xenbus.drain(frozenset(), self._loop.stop))
-        self._thread.join()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "it does not end"
         self._loop.close()
         self.store.close()
 

@@ -160,6 +160,8 @@ def test_a_backends_event_channels_reach_its_frontends_domain_only(domu: Domu, o
 def test_a_third_domain_sees_nothing_of_a_device(
     domu: Domu, other: Domu, dom0: Store, offer: Offer, emulator: Emulator
 ) -> None:
+    offer.make()
+    await_state(dom0, domu.domid, State.CONNECTED, STORE_VICTIM)
     ours, theirs = backend_dir(0, domu.domid, STORE_VICTIM), frontend_dir(domu.domid, STORE_VICTIM)
     for path in (f"{ours}/state", f"{ours}/spec", f"{theirs}/state", f"{theirs}/event-channel"):
         assert dom0.read(path)
