@@ -32,8 +32,8 @@ POLL: Final = 0.25
 INPUT_TO_XEN: Final = b"\x01\x01\x01"
 """What the console is told to have it so; again, and its input is dom0's."""
 HEARTBEAT: Final = 1.0
-"""Seconds. An emulated processor forgets, once in many runs, an interrupt of its own timer (docs/rig.md), and Xen sets
-that timer again when it comes: no deadline would ever pass. Any other interrupt brings the lost one."""
+"""Seconds. QEMU may lose an interrupt of a processor's own timer (docs/rig.md), and Xen sets that timer again only when
+it comes: no deadline would ever pass. Any other interrupt brings the lost one."""
 BEAT: Final = b"\0"
 """A key without a meaning to Xen."""
 QUESTIONS: Final = (b"d", b"q", b"r")
