@@ -147,12 +147,13 @@ class Backend:
         queue_sizes: Sequence[int],
         pulled: Sequence[bool],
         spin_us: float = 50.0,
+        most_spin_us: float = 0.0,
     ) -> None:
         """`config` is the memory plain reads are answered from: a writable buffer of bytes, shape (size,), such as a
         memoryview or a numpy array. Masks have its length.
 
         `features`: offered, of any width. `spin_us`: how long to spin after the last work before sleeping;
-        0 never, infinity always.
+        0 never, infinity always. `most_spin_us`: if more, spins up to so long while the driver is busy.
         """
     def connect(
         self,
@@ -336,6 +337,11 @@ class LatencyRecorder:
 
 def clock_ns() -> int:
     """The CPU's own clock in ns, from an unknown start: cheap also where clock_gettime is a system call."""
+
+def measure_wake_us() -> float:
+    """Microseconds from a write to an eventfd until a thread that slept on it runs, the lower quartile of 16 tries; 0
+    if the host has no descriptors or no thread to give.
+    """
 
 def pin_thread(cpu: int) -> None:
     """Pins the calling thread to a CPU. Raises HostError."""

@@ -44,6 +44,7 @@ T_WRITE_ZEROES = 13
 S_OK = 0
 S_IOERR = 1
 S_UNSUPP = 2
+_STATUS_BYTES = tuple(bytes((status,)) for status in (S_OK, S_IOERR, S_UNSUPP))
 
 SECTOR = 512
 ID_BYTES = 20
@@ -59,6 +60,8 @@ MAX_WRITE_ZEROES_SEGMENTS = 1
 
 _PHYSICAL_BLOCK = 4096
 _HEADER = struct.Struct("<IIQ")  # type, reserved, sector
+_HEADER_SIZE = _HEADER.size
+_unpack_header = _HEADER.unpack_from
 _SEGMENT = struct.Struct("<QII")  # sector, num_sectors, flags
 _SECONDS_BETWEEN_ERRORS = 10.0
 _log = logging.getLogger(__name__)
@@ -182,6 +185,7 @@ class Blk(Device):
         self._image = DiskImage(path, readonly=readonly)
         self._size = size
         self._block_size = block_size
+        self._end = 0  # of the disk, in bytes: as `capacity` says
         self._serial = serial.encode("ascii").ljust(ID_BYTES, b"\0")
         self._negotiated = 0
         self._flush_failed = False
@@ -270,20 +274,21 @@ class Blk(Device):
     # ---- Requests -------------------------------------------------------------------------------------------------
 
     def requestq(self, request: Request) -> None:
-        if len(request.readable) < _HEADER.size or not request.writable_bytes:
-            raise RequestError(f"blk: no header of {_HEADER.size} bytes, or no status byte, in {request!r}")
-        kind, _, sector = _HEADER.unpack_from(request.readable)
+        readable = request.readable
+        if len(readable) < _HEADER_SIZE or not request.writable_bytes:
+            raise RequestError(f"blk: no header of {_HEADER_SIZE} bytes, or no status byte, in {request!r}")
+        kind, _, sector = _unpack_header(readable)
         command = self._commands.get(kind)
         try:
             status = command(sector, request) if command else S_UNSUPP
         except OSError as error:
             self._report(kind, sector, error)
             status = S_IOERR
-        request.write_last(bytes((status,)))
+        request.write_last(_STATUS_BYTES[status])
 
     def _in(self, sector: int, request: Request) -> int:
         size = request.writable_bytes - 1
-        if len(request.readable) != _HEADER.size or not self._in_range(sector, size):
+        if len(request.readable) != _HEADER_SIZE or not self._in_range(sector, size):
             return S_IOERR
         views = request.reserve(size)
         try:
@@ -294,7 +299,7 @@ class Blk(Device):
         return S_OK
 
     def _out(self, sector: int, request: Request) -> int:
-        data = memoryview(request.readable)[_HEADER.size :]
+        data = memoryview(request.readable)[_HEADER_SIZE:]
         if self._image.readonly or request.writable_bytes != 1 or not self._in_range(sector, len(data)):
             return S_IOERR
         self._image.write(data, sector * SECTOR)
@@ -332,13 +337,13 @@ class Blk(Device):
 
     def _in_range(self, sector: int, size: int) -> bool:
         # Python's integers do not wrap: sector + size may exceed 64 bits and still compares right.
-        return size % SECTOR == 0 and sector + size // SECTOR <= self.config.capacity
+        return size % SECTOR == 0 and sector * SECTOR + size <= self._end
 
     def _segments(
         self, request: Request, known_flags: int, max_sectors: int, max_segments: int
     ) -> list[tuple[int, int, int]] | int:
         """The request's segments as (offset, size, flags), in bytes, all checked; or the status that refuses it."""
-        data = memoryview(request.readable)[_HEADER.size :]
+        data = memoryview(request.readable)[_HEADER_SIZE:]
         if not data or len(data) % _SEGMENT.size or len(data) > max_segments * _SEGMENT.size:
             return S_IOERR
         segments = list(_SEGMENT.iter_unpack(data))
@@ -367,7 +372,9 @@ class Blk(Device):
             size = self._image.size()
         else:
             self._image.grow(size)
-        self.config.capacity = self._sectors(size)
+        sectors = self._sectors(size)
+        self.config.capacity = sectors
+        self._end = sectors * SECTOR
         if rest := size % self._block_size:
             text = "image %s: the guest does not see its last %d bytes, which are no whole block of %d"
             _log.warning(text, self._image.path, rest, self._block_size)

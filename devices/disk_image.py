@@ -109,11 +109,27 @@ class DiskImage:
 
     def read(self, views: list[memoryview], offset: int) -> None:
         """Fills `views` from byte `offset` on. Raises OSError; EIO if the image ends before."""
-        self._transfer(os.preadv, views, offset)
+        left = sum(map(len, views))
+        while left:
+            done = os.preadv(self._fd, views[:MAX_VIEWS], offset)
+            if done == left:
+                return  # as it nearly always is
+            if done == 0:
+                raise OSError(errno.EIO, f"the image ends at byte {offset}")
+            left -= done
+            offset += done
+            views = _after(views, done)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at byte `offset`. Raises OSError."""
-        self._transfer(os.pwritev, [data], offset)
+        while data:
+            done = os.pwrite(self._fd, data, offset)
+            if done == len(data):
+                return  # as it nearly always is
+            if done == 0:
+                raise OSError(errno.EIO, f"nothing can be written at byte {offset}")
+            offset += done
+            data = data[done:]
 
     def commit(self) -> None:
         """Puts every completed write on stable storage. Raises OSError."""
@@ -155,19 +171,6 @@ class DiskImage:
     def _check_type(self, mode: int) -> None:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise DeviceError(f"image {self.path} is neither a regular file nor a block device")
-
-    def _transfer(
-        self, call: Callable[[int, list[memoryview], int], int], views: list[memoryview], offset: int
-    ) -> None:
-        left = sum(map(len, views))
-        while left:
-            done = call(self._fd, views[:MAX_VIEWS], offset)
-            if done == 0:
-                raise OSError(errno.EIO, f"the image ends at byte {offset}")
-            left -= done
-            if left:
-                offset += done
-                views = _after(views, done)
 
     def _fallocate(self, mode: int, offset: int, size: int) -> bool:
         if size == 0:

@@ -68,9 +68,10 @@ class Request:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Writes `data` at the write cursor. Raises RequestError, with nothing written, if the buffers end before."""
         size = len(data)
-        end = self._offset + size
+        start = self._offset
+        end = start + size
         if self._view < len(self.writable) and end <= len(view := self.writable[self._view]):
-            view[self._offset : end] = data  # as it nearly always is
+            view[start:end] = data  # as it nearly always is
             self._offset = end
             self.written += size
             return
@@ -86,9 +87,13 @@ class Request:
         The caller fills all of them, with zeroes where it has no data (`zero`). Raises RequestError, with the cursor
         where it was, if the driver's buffers end before.
         """
-        if size > self.writable_bytes - self.written:
-            raise RequestError(f"{size} bytes to be written at {self.written}, the request takes {self.writable_bytes}")
-        self.written += size
+        written = self.written
+        if size > self.writable_bytes - written:
+            raise RequestError(f"{size} bytes to be written at {written}, the request takes {self.writable_bytes}")
+        self.written = written + size
+        if not written and size and size == len(view := self.writable[0]):
+            self._view = 1  # as it is for a driver that gives the data a buffer of its own
+            return [view]
         views: list[memoryview] = []
         while size:
             view = self.writable[self._view]

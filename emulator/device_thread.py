@@ -16,6 +16,7 @@ from emulator import models, spec
 from emulator.backend_nodes import Built
 from emulator.dispatch import Dispatch, Services
 from emulator.frontend_nodes import Channel
+from emulator.poll import Polling
 
 if TYPE_CHECKING:
     from cpp_ring import Backend, Hypervisor
@@ -43,11 +44,11 @@ class DeviceThread:
     """Builds, serves, updates and closes one device, in order. Methods are for one other thread and never wait."""
 
     def __init__(
-        self, hypervisor: Hypervisor, frontend: int, spin_us: float, log: logging.Logger, listener: Listener
+        self, hypervisor: Hypervisor, frontend: int, polling: Polling, log: logging.Logger, listener: Listener
     ) -> None:
         self._hypervisor = hypervisor
         self._frontend = frontend
-        self._spin_us = spin_us
+        self._polling = polling
         self._log = log
         self._listener = listener
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -159,7 +160,8 @@ class DeviceThread:
             hooked_writes=device.hooked_writes(),
             queue_sizes=[entry.size for entry in device.queues],
             pulled=[device.handler(entry) is None for entry in device.queues],
-            spin_us=self._spin_us,
+            spin_us=self._polling.least,
+            most_spin_us=self._polling.most,
         )
         self._dispatch.attach(Services(engine, self.post))
         self._device, self._engine = device, engine

@@ -3,8 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Self
 
 MAX_POLL_US = 1_000_000
+DEFAULT_US = 50.0
+LONGEST_DEFAULT_US = 2000.0
+WAKES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """How long a device's thread spins after its last work, in microseconds: `least`, and up to `most` while the driver
+    is busy. 0 never, infinity always.
+    """
+
+    least: float
+    most: float
+
+    @classmethod
+    def fixed(cls, us: float) -> Self:
+        return cls(us, us)
+
+    @classmethod
+    def default(cls) -> Self:
+        """50 us, and while the driver is busy as long as it takes on this machine to be woken 16 times, up to 2 ms
+        (docs/design/011).
+        """
+        from cpp_ring import measure_wake_us  # not at the top: those who only read the words pay for no engine
+
+        return cls(DEFAULT_US, min(max(DEFAULT_US, WAKES * measure_wake_us()), LONGEST_DEFAULT_US))
 
 
 def parse_poll(text: str) -> float:

@@ -16,6 +16,7 @@ from emulator import lock, systemd, toolstack
 from emulator.exit_codes import ExitCode
 from emulator.loop import EventLoop
 from emulator.machine import DEFAULT_MAP_BUDGET, HypervisorName, Machine, open_machine, require_domain
+from emulator.poll import Polling
 from emulator.spec import Spec
 from emulator.xenbus import Xenbus
 from emulator.xenbus_device import PATIENCE_SECONDS
@@ -35,14 +36,15 @@ log = logging.getLogger("virtio-dm")
 class RunConfig:
     """What `run` was asked for, checked. `devices`: attached at the start, device i as devid i, and removed at the end.
 
-    `spin_us`: how long a device's thread spins after its last work before it sleeps; 0 never, infinity always.
+    `spin_us`: how long a device's thread spins after its last work before it sleeps; 0 never, infinity always, None as
+    `Polling.default` says.
     `map_budget`: MiB of the domain's memory that all its devices together have mapped at a time at most.
     """
 
     domid: int
     hypervisor: HypervisorName
     devices: tuple[Spec, ...] = ()
-    spin_us: float = 50.0
+    spin_us: float | None = None
     map_budget: int = DEFAULT_MAP_BUDGET
 
 
@@ -71,6 +73,8 @@ class Emulator:
         self._stopping = False
         self._gone = False  # the domain
         self._result = ExitCode.OK
+        polling = Polling.default() if config.spin_us is None else Polling.fixed(config.spin_us)
+        log.debug("a device stays awake for %g to %g us after its last work", polling.least, polling.most)
         self._transient: frozenset[int] = frozenset()
         self._xenbus = Xenbus(
             self._loop,
@@ -78,7 +82,7 @@ class Emulator:
             machine.open_hypervisor(config.map_budget),
             backend=machine.backend,
             frontend=config.domid,
-            spin_us=config.spin_us,
+            polling=polling,
             domain_gone=self._domain_gone,
             not_built=self._not_built,
         )

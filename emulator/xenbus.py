@@ -13,6 +13,7 @@ from cpp_ring.store_values import parse_u32
 from emulator.backend_nodes import remove_domain
 from emulator.loop import EventLoop
 from emulator.machine import is_there
+from emulator.poll import Polling
 from emulator.store_paths import backends_dir, children, frontends_dir
 from emulator.xenbus_device import RETRY_SECONDS, STORE_GONE, Phase, XenbusDevice
 
@@ -45,7 +46,7 @@ class Xenbus:
         *,
         backend: int,
         frontend: int,
-        spin_us: float,
+        polling: Polling,
         domain_gone: Callable[[], None],
         not_built: Callable[[int, str], None],
     ) -> None:
@@ -54,7 +55,7 @@ class Xenbus:
         self._hypervisor = hypervisor
         self._backend = backend
         self._frontend = frontend
-        self._spin_us = spin_us
+        self._polling = polling
         self._domain_gone = domain_gone
         self._not_built = not_built
         self._backends = backends_dir(backend, frontend)
@@ -196,7 +197,7 @@ class Xenbus:
             backend=self._backend,
             frontend=self._frontend,
             devid=devid,
-            spin_us=self._spin_us,
+            polling=self._polling,
             gone=self._gone,
             not_built=self._not_built,
         )

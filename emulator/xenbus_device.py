@@ -13,6 +13,7 @@ from emulator.backend_nodes import BackendNodes, Built
 from emulator.device_thread import DeviceThread
 from emulator.frontend_nodes import NodeError, read_channel, read_state
 from emulator.loop import EventLoop, Timer
+from emulator.poll import Polling
 from emulator.posted_listener import PostedListener
 from emulator.store_paths import State
 
@@ -60,7 +61,7 @@ class XenbusDevice:
         backend: int,
         frontend: int,
         devid: int,
-        spin_us: float,
+        polling: Polling,
         gone: Callable[[XenbusDevice], None],
         not_built: Callable[[int, str], None],
     ) -> None:
@@ -90,7 +91,7 @@ class XenbusDevice:
         self._found_fresh = self._nodes.state() <= State.INIT_WAIT
         self._spec = self._nodes.read("spec") or ""
         self._nodes.write_state(State.INITIALISING)
-        self._thread = DeviceThread(hypervisor, frontend, spin_us, self.log, PostedListener(loop, self))
+        self._thread = DeviceThread(hypervisor, frontend, polling, self.log, PostedListener(loop, self))
         self._thread.build(self._spec)
 
     @property

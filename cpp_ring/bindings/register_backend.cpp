@@ -35,7 +35,7 @@ class PyBackend {
     PyBackend(py::object hypervisor, DomId frontend, const py::object& model, std::uint32_t device_id,
               std::uint32_t vendor_id, const py::int_& features, const py::buffer& config,
               const py::bytes& hooked_reads, const py::bytes& writable, const py::bytes& hooked_writes,
-              std::vector<std::uint16_t> queue_sizes, std::vector<bool> pulled, double spin_us)
+              std::vector<std::uint16_t> queue_sizes, std::vector<bool> pulled, double spin_us, double most_spin_us)
         : hypervisor_(std::move(hypervisor)), config_(config), model_(model) {
         DeviceDescription description{
             .device_id = device_id,
@@ -51,6 +51,7 @@ class PyBackend {
         BackendOptions options{.frontend = frontend,
                                .pulled = std::move(pulled),
                                .spin_us = spin_us,
+                               .most_spin_us = most_spin_us,
                                .map_budget_pages = host.map_budget()->pages()};
         backend_ = std::make_unique<Backend>(host, model_, std::move(description), std::move(options));
     }
@@ -193,10 +194,11 @@ void register_backend(py::module_& module) {
     py::class_<PyBackend>(module, "Backend")
         .def(py::init<py::object, DomId, const py::object&, std::uint32_t, std::uint32_t, const py::int_&,
                       const py::buffer&, const py::bytes&, const py::bytes&, const py::bytes&,
-                      std::vector<std::uint16_t>, std::vector<bool>, double>(),
+                      std::vector<std::uint16_t>, std::vector<bool>, double, double>(),
              py::arg("hypervisor"), py::arg("frontend"), py::arg("model"), py::kw_only(), py::arg("device_id"),
              py::arg("vendor_id"), py::arg("features"), py::arg("config"), py::arg("hooked_reads"), py::arg("writable"),
-             py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"), py::arg("spin_us") = 50.0)
+             py::arg("hooked_writes"), py::arg("queue_sizes"), py::arg("pulled"), py::arg("spin_us") = 50.0,
+             py::arg("most_spin_us") = 0.0)
         .def("connect", &PyBackend::connect, py::arg("fe_to_be_ref"), py::arg("be_to_fe_ref"), py::arg("event_channel"),
              py::arg("queue_event_channels"), py::arg("arena") = py::none())
         .def("run", &PyBackend::run)

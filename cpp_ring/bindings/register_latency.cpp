@@ -4,6 +4,7 @@
 
 #include "bindings.hpp"
 #include "latency.hpp"
+#include "wake_cost.hpp"
 
 namespace cpp_ring::bindings {
 namespace {
@@ -34,6 +35,7 @@ std::unique_ptr<LatencyRecorder> from_bytes(const py::bytes& raw) {
 
 void register_latency(py::module_& module) {
     module.def("clock_ns", [] { return static_cast<std::uint64_t>(static_cast<double>(ticks()) / ticks_per_ns()); });
+    module.def("measure_wake_us", &measure_wake_us, py::call_guard<py::gil_scoped_release>());
     py::class_<LatencyRecorder>(module, "LatencyRecorder")
         .def(py::init<>())
         .def("record", &LatencyRecorder::record, py::arg("nanoseconds"))

@@ -24,7 +24,7 @@ Backend::Backend(Hypervisor& hypervisor, Model& model, DeviceDescription descrip
       model_(model),
       options_(std::move(options)),
       device_(std::move(description), *this),
-      spin_ticks_(ticks_of_us(options_.spin_us)),
+      spin_(options_.spin_us, options_.most_spin_us),
       memory_(hypervisor, options_.frontend, options_.map_budget_pages),
       queues_(device_.queues().size()),
       batch_(batch_size),
@@ -125,13 +125,13 @@ Exit Backend::run() {
 }
 
 Exit Backend::loop() {
-    static const std::uint64_t alone_ticks = ticks_of_us(alone_us);
-    std::uint64_t last_work = ticks();
+    spin_.worked(ticks());
     for (;;) {
         bool worked = false;
         for (unsigned i = 0; i < spin_rounds; ++i) {
             if (poll()) {
                 worked = true;
+                idle_wakes_ = 0;
                 if (exit_) return *exit_;
             } else if (i % looks_between_pauses == looks_between_pauses - 1) {
                 cpu_relax();
@@ -142,16 +142,15 @@ Exit Backend::loop() {
         if (!ring_->frontend_alive()) return Exit::frontend_gone;
         if (reactor_.has_host_fds() || attention_.load(std::memory_order_relaxed)) {
             reactor_.wait(0);
-            serve_host();
+            worked |= serve_host();
         }
         const std::uint64_t now = ticks();
         if (worked) {
-            last_work = now;
-            idle_wakes_ = 0;
-        } else if (now - last_work < spin_ticks_) {
-            if (now - last_work >= alone_ticks) yield_cpu();
+            spin_.worked(now);
+        } else if (!spin_.spent(now)) {
+            if (spin_.yield_is_due(now)) yield_cpu();
         } else {
-            if (sleep()) last_work = ticks();
+            if (sleep()) spin_.worked(ticks());
             if (exit_) return *exit_;
         }
     }
@@ -292,6 +291,7 @@ bool Backend::sleep() {
     } else {
         reactor_.wait(0);
     }
+    const std::uint64_t woken = ticks();
     disarm();
     // The frontend spins for this answer: it comes before the bookkeeping of the event that announced it.
     const bool worked = poll();
@@ -303,14 +303,18 @@ bool Backend::sleep() {
         if (idle_wakes_ > free_idle_wakes)
             penalty_ms_ = static_cast<int>(std::min(idle_wakes_ - free_idle_wakes, longest_mask_ms));
     }
-    serve_host();
-    return worked;
+    if (!serve_host() && !worked) return false;
+    spin_.woken(woken);
+    return true;
 }
 
-void Backend::serve_host() {
+bool Backend::serve_host() {
     // Partner: the release store in wake().
-    if (attention_.exchange(false, std::memory_order_acquire)) after_model(model_.run_posted());
+    const bool posted = attention_.exchange(false, std::memory_order_acquire);
+    if (posted) after_model(model_.run_posted());
+    const bool ready = !reactor_.ready().empty();
     for (std::size_t i = 0; i < reactor_.ready().size(); ++i) after_model(model_.ready(reactor_.ready()[i]));
+    return posted || ready;
 }
 
 // ---- what the model may ask for ----

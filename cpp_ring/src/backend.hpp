@@ -13,6 +13,7 @@
 #include "guest_memory.hpp"
 #include "hypervisor.hpp"
 #include "reactor.hpp"
+#include "spin_budget.hpp"
 #include "split_queue_device.hpp"
 #include "virtio_device.hpp"
 
@@ -47,6 +48,7 @@ struct BackendOptions {
     DomId frontend = 0;
     std::vector<bool> pulled;  // for each queue: the model takes buffers by pop()
     double spin_us = 50;       // after the last work, before sleeping
+    double most_spin_us = 0;   // if more than spin_us: up to this while the driver is busy (spin_budget.hpp)
     std::size_t map_budget_pages = 65536;
 };
 
@@ -140,7 +142,7 @@ class Backend final : private DeviceHooks {
     void take_batch(std::uint32_t index, std::size_t& count);
     void refuse_batch(GuestError error, std::size_t& count);
     [[nodiscard]] bool sleep();  // true: there was work
-    void serve_host();
+    bool serve_host();           // true: a descriptor or a post had something
     [[nodiscard]] bool arm();
     void disarm() noexcept;
     void after_model(GuestError failure);
@@ -157,7 +159,7 @@ class Backend final : private DeviceHooks {
     BackendOptions options_;
     VirtioDevice device_;
     Reactor reactor_;
-    std::uint64_t spin_ticks_;
+    SpinBudget spin_;
 
     // The connection; in the order in which it is built.
     std::unique_ptr<EventChannels> channels_;

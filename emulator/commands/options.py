@@ -65,7 +65,13 @@ def backend(function: Function) -> Function:
 
 def poll_us(text: str) -> Callable[[Function], Function]:
     """`--poll-us`, handed over as `poll_us: float | None`. `text` is its help."""
-    return click.option("--poll-us", metavar="N|always", callback=converted(parse_poll), help=text, show_default="50")
+    return click.option(
+        "--poll-us",
+        metavar="N|always",
+        callback=converted(parse_poll),
+        help=text,
+        show_default="50, and while the guest is busy as long as it takes to be woken 16 times, up to 2000",
+    )
 
 
 def map_budget(text: str) -> Callable[[Function], Function]:

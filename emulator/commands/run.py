@@ -75,7 +75,7 @@ def command(
         domid=domain,
         hypervisor=machine,
         devices=checked,
-        spin_us=poll_us if poll_us is not None else file.spin_us if file.spin_us is not None else 50.0,
+        spin_us=poll_us if poll_us is not None else file.spin_us,
         map_budget=map_budget or file.map_budget or DEFAULT_MAP_BUDGET,
     )
     log.configure(log_level)

@@ -133,7 +133,10 @@ class LoopbackDevice {
   private:
     DeviceDescription describe(const DeviceShape& shape);
     static BackendOptions options(const DeviceShape& shape) {
-        return {frontend_domain, shape.pulled, shape.spin_us, shape.map_budget_pages};
+        return {.frontend = frontend_domain,
+                .pulled = shape.pulled,
+                .spin_us = shape.spin_us,
+                .map_budget_pages = shape.map_budget_pages};
     }
 };
 

@@ -476,7 +476,7 @@ def test_a_failed_read_leaves_zeroes_and_an_error(make: Make, monkeypatch: pytes
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_failed_write_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     driver = make()
-    monkeypatch.setattr(os, "pwritev", fail(code))
+    monkeypatch.setattr(os, "pwrite", fail(code))
     assert driver.write(0, bytes(512)) == IOERR
 
 
@@ -496,7 +496,7 @@ def test_host_errors_are_logged_but_do_not_flood_the_log(
 @given(steps=st.lists(st.integers(1, 700), max_size=40), size=st.integers(0, 8).map(lambda n: n * 512))
 def test_short_transfers_are_continued(image: Path, steps: list[int], size: int) -> None:
     """The kernel may transfer less than asked; every byte arrives all the same, at its place."""
-    preadv, pwritev = os.preadv, os.pwritev
+    preadv, pwrite = os.preadv, os.pwrite
     left = iter(steps)
 
     def shortened(views: list[memoryview]) -> list[memoryview]:
@@ -511,15 +511,15 @@ def test_short_transfers_are_continued(image: Path, steps: list[int], size: int)
     def short_read(fd: int, views: list[memoryview], offset: int) -> int:
         return preadv(fd, shortened(views), offset)
 
-    def short_write(fd: int, views: list[memoryview], offset: int) -> int:
-        return pwritev(fd, shortened(views), offset)
+    def short_write(fd: int, data: memoryview, offset: int) -> int:
+        return pwrite(fd, data[: next(left, len(data))], offset)
 
     make_image(image, SECTORS)
     driver = BlkDriver(Blk(path=image))
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "preadv", short_read)
-            patch.setattr(os, "pwritev", short_write)
+            patch.setattr(os, "pwrite", short_write)
             patch.setattr(disk_image, "MAX_VIEWS", 3)
             split = (size // 3, size // 5, size // 7, size // 11) if size else ()
             assert driver.read(7, size, split) == (OK, image.read_bytes()[7 * 512 :][:size])

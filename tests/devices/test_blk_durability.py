@@ -15,16 +15,16 @@ WRITEBACK = 32
 
 
 class Storage:
-    """os.pwritev and os.fdatasync, recorded in order; fdatasync fails while `broken`."""
+    """os.pwrite and os.fdatasync, recorded in order; fdatasync fails while `broken`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
         self.broken = False
-        pwritev, fdatasync = os.pwritev, os.fdatasync
+        pwrite, fdatasync = os.pwrite, os.fdatasync
 
-        def write(fd: int, views: list[memoryview], offset: int) -> int:
+        def write(fd: int, data: memoryview, offset: int) -> int:
             self.calls.append("write")
-            return pwritev(fd, views, offset)
+            return pwrite(fd, data, offset)
 
         def sync(fd: int) -> None:
             self.calls.append("sync")
@@ -32,7 +32,7 @@ class Storage:
                 raise OSError(errno.EIO, "injected")
             fdatasync(fd)
 
-        monkeypatch.setattr(os, "pwritev", write)
+        monkeypatch.setattr(os, "pwrite", write)
         monkeypatch.setattr(os, "fdatasync", sync)
 
 

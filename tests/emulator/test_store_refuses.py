@@ -12,6 +12,7 @@ from cpp_ring import LocalHypervisor, xs_wire
 from cpp_ring.store import Store, StoreError
 from emulator import toolstack, xenbus, xenbus_device
 from emulator.loop import EventLoop
+from emulator.poll import Polling
 from emulator.spec import parse
 from emulator.store_paths import State
 from emulator.xenbus import Xenbus
@@ -51,7 +52,7 @@ class Served:
         self._loop = EventLoop()
         hypervisor = LocalHypervisor(str(machine.directory), 0)
         self._xenbus = Xenbus(
-            self._loop, self.store, hypervisor, backend=0, frontend=machine.domid, spin_us=50.0,
+            self._loop, self.store, hypervisor, backend=0, frontend=machine.domid, polling=Polling.fixed(50.0),
             domain_gone=lambda: None, not_built=lambda devid, reason: None,
         )  # fmt: skip
         self._thread = threading.Thread(target=self._run, daemon=True)
