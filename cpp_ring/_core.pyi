@@ -340,7 +340,7 @@ def clock_ns() -> int:
 
 def measure_wake_us() -> float:
     """Microseconds from a write to an eventfd until a thread that slept on it runs, the lower quartile of 16 tries; 0
-    if the host has no descriptors or no thread to give.
+    if it cannot be measured: no descriptors, no thread, or not woken within 0.1 s.
     """
 
 def pin_thread(cpu: int) -> None:

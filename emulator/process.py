@@ -74,7 +74,7 @@ class Emulator:
         self._gone = False  # the domain
         self._result = ExitCode.OK
         polling = Polling.default() if config.spin_us is None else Polling.fixed(config.spin_us)
-        log.debug("a device stays awake for %g to %g us after its last work", polling.least, polling.most)
+        log.debug("a device stays awake for %.0f to %.0f us after its last work", polling.least, polling.most)
         self._transient: frozenset[int] = frozenset()
         self._xenbus = Xenbus(
             self._loop,

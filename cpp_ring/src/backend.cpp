@@ -309,12 +309,11 @@ bool Backend::sleep() {
 }
 
 bool Backend::serve_host() {
+    const std::uint64_t before = completions_;
     // Partner: the release store in wake().
-    const bool posted = attention_.exchange(false, std::memory_order_acquire);
-    if (posted) after_model(model_.run_posted());
-    const bool ready = !reactor_.ready().empty();
+    if (attention_.exchange(false, std::memory_order_acquire)) after_model(model_.run_posted());
     for (std::size_t i = 0; i < reactor_.ready().size(); ++i) after_model(model_.ready(reactor_.ready()[i]));
-    return posted || ready;
+    return completions_ != before;  // a packet that the driver does not get is no reason to stay awake
 }
 
 // ---- what the model may ask for ----
@@ -348,6 +347,7 @@ bool Backend::complete(std::uint32_t index, std::uint64_t chain_token, std::uint
     if (!queue.ring.active() || chain_token != token(queue, head)) return true;
     if (queue.ring.push(head, written)) return false;
     queue.dirty = true;
+    ++completions_;
     return true;
 }
 

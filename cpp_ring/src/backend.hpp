@@ -141,8 +141,8 @@ class Backend final : private DeviceHooks {
     void serve_batch(std::uint32_t index, std::size_t count);
     void take_batch(std::uint32_t index, std::size_t& count);
     void refuse_batch(GuestError error, std::size_t& count);
-    [[nodiscard]] bool sleep();  // true: there was work
-    bool serve_host();           // true: a descriptor or a post had something
+    [[nodiscard]] bool sleep();       // true: there was work
+    [[nodiscard]] bool serve_host();  // true: requests were completed
     [[nodiscard]] bool arm();
     void disarm() noexcept;
     void after_model(GuestError failure);
@@ -160,6 +160,7 @@ class Backend final : private DeviceHooks {
     VirtioDevice device_;
     Reactor reactor_;
     SpinBudget spin_;
+    std::uint64_t completions_ = 0;  // by complete(), to which the host's descriptors and posts lead
 
     // The connection; in the order in which it is built.
     std::unique_ptr<EventChannels> channels_;

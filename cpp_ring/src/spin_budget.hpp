@@ -10,10 +10,10 @@
 
 namespace cpp_ring {
 
-// Between `least` and `most` microseconds after the last work; the same for both: always that long. Work that comes
-// within `most` of the last would have been met awake, and the next is waited for that long; each that comes later
-// halves the wait. So a busy driver finds the device awake, and a rare request costs no more than twice `most`, once.
-// (Linux's halt polling goes by the same rule. Measured in docs/design/011.)
+// Between `least` and `most` microseconds after the last work; a `most` of no more than `least`: always `least`. Work
+// that comes within `most` of the last would have been met awake, and the next is waited for that long; each that comes
+// later halves the wait. So a busy driver finds the device awake, and after a burst no more than twice `most` is spent
+// in vain. (Linux's halt polling grows and shrinks by the same question. Measured in docs/design/011.)
 class SpinBudget {
   public:
     SpinBudget(double least_us, double most_us)

@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::size_t rounds = 16;
 // A machine that takes longer to wake a thread has other worries; both sides give up, and neither waits for ever.
-constexpr int patience_ms = 1000;
+constexpr int patience_ms = 100;
 
 bool sleep_on(const FileDescriptor& event) noexcept {
     pollfd wanted{.fd = event.get(), .events = POLLIN, .revents = 0};

@@ -42,6 +42,7 @@ class FakeHypervisor final : public Hypervisor {
     // What happened. A test may set map_calls to 0 and fail_at to n: the n-th map from here fails.
     std::size_t map_calls = 0;
     std::size_t fail_at = 0;
+    int map_error = EIO;  // errno that it fails with
     std::size_t writable_maps = 0;
     std::size_t mapped_pages = 0;  // now
     std::size_t live_mappings = 0;
@@ -56,7 +57,7 @@ class FakeHypervisor final : public Hypervisor {
     [[nodiscard]] DomId domid() const noexcept override { return 0; }
 
     [[nodiscard]] std::unique_ptr<Mapping> map(DomId, GrantRef first, std::size_t count, bool writable) override {
-        if (++map_calls == fail_at) throw HostError(EIO, "told to fail");
+        if (++map_calls == fail_at) throw HostError(map_error, "told to fail");
         if (count == 0) throw HostError(EINVAL, "count 0");
         for (std::uint64_t ref = first; ref < std::uint64_t{first} + count; ++ref) {
             if (ref < first_reference || ref - first_reference >= granted_.size() ||

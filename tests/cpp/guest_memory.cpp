@@ -48,6 +48,28 @@ TEST_CASE_FIXTURE(Fixture, "guest memory: a transient mapping lives as long as i
     CHECK(hypervisor.live_mappings == 0);
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "guest memory: a host without memory to map with is the host's error, any other the grant's") {
+    Segment segment;
+    for (const bool persistent : {false, true}) {
+        const auto map = [&] {
+            return persistent ? memory.map_persistent(base, page_size, true) : memory.resolve(base, 8, true, segment);
+        };
+        hypervisor.map_calls = 0;
+        hypervisor.fail_at = 1;
+        hypervisor.map_error = ENOMEM;
+        CHECK(map() == GuestError{VMSG_XEN_HOST, ENOMEM});
+        hypervisor.map_calls = 0;
+        hypervisor.map_error = EIO;
+        CHECK(map() == GuestError{VMSG_XEN_GRANT_MAP, pages->first_ref()});
+        CHECK(memory.mapped_pages() == 0);
+        CHECK(hypervisor.map_budget()->take(hypervisor.map_budget()->pages()));  // all of it is there
+        hypervisor.map_budget()->give(hypervisor.map_budget()->pages());
+        CHECK(!map());  // and nothing is wrong afterwards
+        segment = {};
+    }
+}
+
 TEST_CASE_FIXTURE(Fixture, "guest memory: what lies in a persistent mapping is not mapped again") {
     REQUIRE(!memory.map_persistent(base + 16, page_size, true));
     REQUIRE(!memory.map_persistent(base + 4 * page_size, 2 * page_size, false));

@@ -80,6 +80,7 @@ struct DeviceShape {
     std::vector<bool> pulled{false, false};
     std::uint64_t features = version_1_bit | ring_reset_bit | event_idx_bit | indirect_desc_bit;
     double spin_us = 50;
+    double most_spin_us = 0;
     std::size_t map_budget_pages = 1024;
 };
 
@@ -136,6 +137,7 @@ class LoopbackDevice {
         return {.frontend = frontend_domain,
                 .pulled = shape.pulled,
                 .spin_us = shape.spin_us,
+                .most_spin_us = shape.most_spin_us,
                 .map_budget_pages = shape.map_budget_pages};
     }
 };

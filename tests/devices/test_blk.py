@@ -386,7 +386,11 @@ def test_live_resize_is_told_to_the_driver(make: Make, image: Path) -> None:
     device.update(size=Size(4096))
     assert (device.config.capacity, driver.config_changes) == (8, 2)
     assert image.stat().st_size == 1 << 20, "a smaller disk must not cut the file"
+    assert driver.write(7, b"y" * 512) == OK
+    assert driver.write(8, b"z" * 512) == IOERR
+    assert driver.read(2047, 512)[0] == IOERR
     device.update()
+    assert driver.read(2047, 512) == (OK, b"z" * 512)
     assert (device.config.capacity, driver.config_changes) == (2048, 3)
 
 
@@ -477,6 +481,12 @@ def test_a_failed_read_leaves_zeroes_and_an_error(make: Make, monkeypatch: pytes
 def test_a_failed_write_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     driver = make()
     monkeypatch.setattr(os, "pwrite", fail(code))
+    assert driver.write(0, bytes(512)) == IOERR
+
+
+def test_a_file_that_takes_nothing_is_an_error_and_no_endless_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make()
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
     assert driver.write(0, bytes(512)) == IOERR
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import pytest
@@ -184,6 +185,20 @@ def test_a_broken_channel_closes_the_device_until_the_guest_starts_over(machine:
     with EchoDriver(machine.domain(), 0) as successor:
         assert successor.echo(b"next") == b"next"
         assert machine.node("error") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "spins"),
+    [((), r"50 to (\d+)"), (("--poll-us", "7"), "7 to (7)"), (("--poll-us", "always"), "inf to (inf)")],
+)
+def test_how_long_a_device_stays_awake_is_said_to_those_who_ask(
+    machine: Machine, options: tuple[str, ...], spins: str
+) -> None:
+    process = machine.run(ECHO, options=("--log-level", "debug", *options))
+    line = process.await_line("stays awake for")
+    found = re.search(f"stays awake for {spins} us after its last work", line)
+    assert found, line
+    assert options or 50 <= int(found[1]) <= 2000
 
 
 def test_the_end_of_the_domain_ends_its_emulator(machine: Machine) -> None:
