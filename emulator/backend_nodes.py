@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,8 +22,19 @@ class Built:
     max_queues: int
 
 
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a node is to be: None, not there. `private`: readable by the backend's domain alone, and dom0."""
+
+    content: str | bytes | None
+    private: bool = False
+
+
 class BackendNodes:
-    """Device `devid` that `backend` serves to `frontend`. Methods raise StoreError."""
+    """Device `devid` that `backend` serves to `frontend`. Methods raise StoreError.
+
+    What the store refuses to take is owed: it is written with the next change, or by `settle`.
+    """
 
     def __init__(self, store: Store, backend: int, frontend: int, devid: int) -> None:
         self._store = store
@@ -32,6 +42,7 @@ class BackendNodes:
         self._frontend = frontend
         self._devid = devid
         self._owner = f"n{backend}"
+        self._owed: dict[str, Value] = {}
         self.directory = backend_dir(backend, frontend, devid)
         self.frontend_directory = frontend_dir(frontend, devid)
 
@@ -63,61 +74,59 @@ class BackendNodes:
             return State.UNKNOWN
 
     def write_state(self, state: State) -> None:
-        self._change(lambda nodes: nodes.write(f"{self.directory}/state", str(int(state))))
+        self._write(state=Value(str(int(state))))
 
     def write_error(self, error: str | None, *, private: bool = False, state: State | None = None) -> None:
         """The reason the device is closed, or None when there is none any more; with it, in one step, the state.
 
         `private`: the reason names things of the host, which are none of the guest's business.
         """
-
-        def change(nodes: Transaction) -> None:
-            self._set_error(nodes, error, private)
-            if state is not None:
-                nodes.write(f"{self.directory}/state", str(int(state)))
-
-        self._change(change)
+        values = {"error": _error(error, private)}
+        if state is not None:
+            values["state"] = Value(str(int(state)))
+        self._write(**values)
 
     def write_description(self, built: Built) -> None:
         """What the frontend needs to know before it connects."""
         values = {"versions": PROTOCOL_VERSION, "device-id": built.device_id, "max-queues": built.max_queues}
-
-        def change(nodes: Transaction) -> None:
-            for name, value in values.items():
-                nodes.write(f"{self.directory}/{name}", str(value))
-
-        self._change(change)
+        self._write(**{name: Value(str(value)) for name, value in values.items()})
 
     def finish_update(self, error: str | None, spec: str | None) -> None:
         """The update is done, or refused with a reason. `spec`: what to build from here on."""
+        values = {"update": Value(None), "error": _error(f"update {error}" if error else None, private=True)}
+        if spec is not None:
+            values["spec"] = Value(spec)
+        self._write(**values)
 
-        def change(nodes: Transaction) -> None:
-            nodes.rm(f"{self.directory}/update")
-            self._set_error(nodes, f"update {error}" if error else None, private=True)
-            if spec is not None:
-                nodes.write(f"{self.directory}/spec", spec)
-
-        self._change(change)
+    def settle(self) -> None:
+        """Writes what the store has refused to take, if there is anything."""
+        if self._owed:
+            self._write()
 
     def remove(self) -> None:
         remove(self._store, self._backend, self._frontend, self._devid)
 
-    def _set_error(self, nodes: Transaction, error: str | None, private: bool) -> None:
-        path = f"{self.directory}/error"
-        nodes.rm(path)
-        if error:
-            nodes.write(path, error.encode(errors="replace")[:MAX_ERROR_LENGTH])
-            if private:
-                nodes.set_perms(path, [self._owner])
+    def _write(self, **values: Value) -> None:
+        """Changes nodes at once, those that were refused before among them."""
+        self._owed |= values
+        self._store.transact(self._change)
+        self._owed.clear()
 
-    def _change(self, change: Callable[[Transaction], None]) -> None:
-        """Changes nodes, unless the toolstack removed the directory: a write would bring a part of it back."""
+    def _change(self, nodes: Transaction) -> None:
+        if nodes.read_optional(f"{self.directory}/frontend-id") is None:
+            return  # the toolstack removed the directory: a write would bring a part of it back
+        for name, value in self._owed.items():
+            path = f"{self.directory}/{name}"
+            if value.content is None or name == "error":  # the error before may have been private, or not
+                nodes.rm(path)
+            if value.content is not None:
+                nodes.write(path, value.content)
+                if value.private:
+                    nodes.set_perms(path, [self._owner])
 
-        def guarded(nodes: Transaction) -> None:
-            if nodes.read_optional(f"{self.directory}/frontend-id") is not None:
-                change(nodes)
 
-        self._store.transact(guarded)
+def _error(text: str | None, private: bool) -> Value:
+    return Value(text.encode(errors="replace")[:MAX_ERROR_LENGTH] if text else None, private)
 
 
 def remove(store: Store, backend: int, frontend: int, devid: int) -> None:

@@ -13,9 +13,10 @@ from cpp_ring.store_values import parse_u32
 from emulator.backend_nodes import remove_domain
 from emulator.loop import EventLoop
 from emulator.machine import is_there
+from emulator.phase import Phase
 from emulator.poll import Polling
 from emulator.store_paths import backends_dir, children, frontends_dir
-from emulator.xenbus_device import RETRY_SECONDS, STORE_GONE, Phase, XenbusDevice
+from emulator.xenbus_device import RETRY_SECONDS, STORE_GONE, XenbusDevice
 
 if TYPE_CHECKING:
     from cpp_ring import Hypervisor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar
 
 from cpp_ring.store import Store, StoreError
@@ -13,6 +12,7 @@ from emulator.backend_nodes import BackendNodes, Built
 from emulator.device_thread import DeviceThread
 from emulator.frontend_nodes import NodeError, read_channel, read_state
 from emulator.loop import EventLoop, Timer
+from emulator.phase import Phase
 from emulator.poll import Polling
 from emulator.posted_listener import PostedListener
 from emulator.store_paths import State
@@ -28,21 +28,6 @@ LAST_ATTEMPTS = 3
 """To write what a device that has ended leaves."""
 NEEDS_RESET = 64
 STORE_GONE = (errno.ETIMEDOUT, errno.ECONNRESET, errno.EPROTO, errno.ENOTCONN, errno.EPIPE)
-
-
-class Phase(Enum):
-    """What a device waits for."""
-
-    BUILDING = auto()  # its thread, to build the model
-    FAILED = auto()  # another spec: the model could not be built
-    WAITING = auto()  # the frontend, to offer its pages
-    CONNECTING = auto()  # its thread, to map them
-    CONNECTED = auto()
-    CLOSING = auto()  # the frontend, to follow into Closed
-    DISCONNECTING = auto()  # its thread, to unmap everything
-    CLOSED = auto()  # the frontend, to start afresh
-    FINISHING = auto()  # its thread, to close the model
-    GONE = auto()
 
 
 class XenbusDevice:
@@ -117,7 +102,8 @@ class XenbusDevice:
         self.handle(self._catch_up)
 
     def _catch_up(self) -> None:
-        """The store hears the state that an earlier call could not write."""
+        """The store hears what it refused to take, and the state that an earlier call did not come to write."""
+        self._nodes.settle()
         state = self._STATES.get(self.phase)
         if state is not None and self._nodes.state() is not state:
             self._nodes.write_state(state)
@@ -136,6 +122,7 @@ class XenbusDevice:
         """Brings the device to where the store wants it."""
         if self.phase in (Phase.FINISHING, Phase.GONE):
             return
+        self._nodes.settle()  # else an update whose end was refused would be done again
         if not self._nodes.exists():
             self._end()  # the domain's end: the toolstack removed the directory
             return
@@ -158,19 +145,20 @@ class XenbusDevice:
         handler(self, state)
 
     def _rebuild_or_update(self) -> None:
-        if self.phase is Phase.FAILED and not self._updating:
+        if self._updating or self.phase in (Phase.BUILDING, Phase.FINISHING):
+            return
+        update = self._nodes.read("update")
+        if self.phase is Phase.FAILED:
             spec = self._nodes.read("spec") or ""
-            self._updating = self._nodes.read("update") == ""  # "look anew at what you stand on"
+            self._updating = update == ""  # "look anew at what you stand on"
             if self._updating or spec != self._spec:
                 self._spec = spec
                 self.phase = Phase.BUILDING
                 self._thread.build(spec)
-        if self._updating or self.phase in (Phase.BUILDING, Phase.FINISHING):
-            return
-        text = self._nodes.read("update")
-        if text is not None:
+                return
+        if update is not None:
             self._updating = True
-            self._thread.update(text)
+            self._thread.update(update)
 
     def _waiting(self, state: State) -> None:
         if state is State.INITIALISED and self._fresh:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,9 @@ from emulator import toolstack, xenbus, xenbus_device
 from emulator.loop import EventLoop
 from emulator.poll import Polling
 from emulator.spec import parse
-from emulator.store_paths import State
+from emulator.store_paths import State, backend_dir
 from emulator.xenbus import Xenbus
-from guest.rng import RngDevice
+from guest.blk import BlockDevice
 from tests.emulator.machines import PATIENCE, Machine
 
 COMMIT = b"T\0"
@@ -52,7 +54,7 @@ class Served:
         self._loop = EventLoop()
         hypervisor = LocalHypervisor(str(machine.directory), 0)
         self._xenbus = Xenbus(
-            self._loop, self.store, hypervisor, backend=0, frontend=machine.domid, polling=Polling.fixed(50.0),
+            self._loop, self.store, hypervisor, backend=0, frontend=machine.domid, polling=Polling.fixed(math.inf),
             domain_gone=lambda: None, not_built=lambda devid, reason: None,
         )  # fmt: skip
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -76,32 +78,66 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
 
 
-def one_life(machine: Machine, refused: int) -> int:
-    """A device is attached, used, refused for nonsense, used again, unplugged. The number of commits it took."""
-    devid = toolstack.attach(machine.store, 0, machine.domid, parse("rng"))
-    served = Served(machine, refused)
-    try:
-        with RngDevice(machine.domain(), devid) as device:
-            assert len(device.read(16)) == 16
+class Life:
+    """Of a disk from its attachment on, whose file `image` may be missing at first. `commits`: that it took."""
+
+    def __init__(self, machine: Machine, image: Path, refused: int) -> None:
+        self._machine = machine
+        self._image = image
+        self._devid = toolstack.attach(machine.store, 0, machine.domid, parse(f"blk,path={image}"))
+        self._directory = backend_dir(0, machine.domid, self._devid)
+        served = Served(machine, refused)
+        try:
+            self._pass()
+            self.commits = served.store.commits
+        finally:
+            served.stop()
+
+    def _pass(self) -> None:
+        """It cannot be made, is made, used, updated, refused for nonsense, used until its channel breaks, unplugged."""
+        machine, devid = self._machine, self._devid
+        self._fails(f"spec image {self._image}: no such file or directory")
+        self._image.write_bytes(bytes(8192))
+        self._update("")
+        self._use()
         frontend = machine.frontend_path(devid)
         machine.store.write(f"{frontend}/state", str(int(State.INITIALISING)))
         machine.await_state(State.INIT_WAIT, devid)
+        self._update("nonsense=1")
+        assert (machine.node("error", devid) or "").startswith("update blk: no option 'nonsense'")
+        self._update("size=16k")
+        assert machine.node("error", devid) is None
         machine.store.write(f"{frontend}/version", "nonsense")
         machine.store.write(f"{frontend}/state", str(int(State.INITIALISED)))
-        machine.await_state(State.CLOSED, devid)
-        with RngDevice(machine.domain(), devid) as device:
-            assert len(device.read(16)) == 16
-            machine.store.write(f"/local/domain/0/backend/virtio-msg/{machine.domid}/{devid}/online", "0")
+        self._fails("store version")
+        with BlockDevice(machine.domain(), devid) as device:
+            assert device.capacity == 32
+            device.transport.frontend.fe_page[0x40:0x44] = b"\xff\xff\xff\x77"
+            self._fails("bad_seq ")
+        with BlockDevice(machine.domain(), devid) as device:
+            machine.store.write(f"{self._directory}/online", "0")
             machine.until(lambda: device.transport.lost())
         machine.await_removal(devid)
-        return served.store.commits
-    finally:
-        served.stop()
+
+    def _use(self) -> None:
+        with BlockDevice(self._machine.domain(), self._devid) as device:
+            assert device.read(0, 1) == bytes(512)
+
+    def _fails(self, error: str) -> None:
+        self._machine.await_state(State.CLOSED, self._devid)
+        assert (self._machine.node("error", self._devid) or "").startswith(error)
+
+    def _update(self, text: str) -> None:
+        self._machine.store.write(f"{self._directory}/update", text)
+        self._machine.until(lambda: self._machine.node("update", self._devid) is None)
 
 
-def test_whichever_change_the_store_refuses_the_device_goes_its_way(machine: Machine) -> None:
-    changes = one_life(machine, 0)
-    assert changes > 8  # the nodes of each state, and the end
+def test_whichever_change_the_store_refuses_the_device_goes_its_way(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    changes = Life(machine, image, 0).commits
+    assert changes > 16  # the nodes of each state, two updates, and the end
     for refused in range(1, changes + 1):
         machine.new_domain()
-        one_life(machine, refused)
+        image.unlink()
+        print(f"{refused} of {changes}")  # shown when it fails
+        Life(machine, image, refused)
