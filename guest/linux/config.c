@@ -170,6 +170,11 @@ static u32 generation(struct virtio_device *vdev)
 	if (vmsgx_lock_up(dev))
 		return 0;
 	now = vmsgx_generation(dev);
+	/* A driver reads again until this stays the same; a backend must not keep it there. */
+	dev->restless = now == dev->told_generation ? 0 : dev->restless + 1;
+	dev->told_generation = now;
+	if (dev->restless > VMSGX_RESTLESS)
+		vmsgx_give_up(dev, "the config space does not stay the same for one read");
 	mutex_unlock(&dev->lock);
 	return now;
 }

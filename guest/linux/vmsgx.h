@@ -233,6 +233,8 @@ struct vmsgx_device {
 	u64 features;			/* as written to the device */
 	bool features_written;
 	u32 seen_generation;		/* the driver knows of it; READ_ONCE elsewhere */
+	u32 told_generation;		/* when the driver last asked for it */
+	unsigned int restless;		/* times in a row that it was another one */
 	bool cache_valid;		/* `cache` is of `cache_generation` */
 	bool cached;			/* it is of some generation */
 	u32 cache_generation;
@@ -288,6 +290,9 @@ bool vmsgx_backend_alive(const struct vmsgx_device *dev);
 u32 vmsgx_device_status(const struct vmsgx_device *dev);
 u32 vmsgx_generation(const struct vmsgx_device *dev);
 irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque);
+
+/* A driver that looks for a config space that stays the same finds another one this often in a row. */
+#define VMSGX_RESTLESS 100
 
 /* A call that found its backend gone is made again when it is back: this often. */
 #define VMSGX_ATTEMPTS 3

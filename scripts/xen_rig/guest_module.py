@@ -1,4 +1,5 @@
-"""The guest's kernel module, guest/linux, compiled for the rig's kernel; the host needs no headers of it.
+"""The guest's kernel module, guest/linux, compiled for the rig's kernel; the host needs no headers of it. Here, and not
+for those who use it, each warning that the kernel's makefiles know of is an error.
 
 virtio_msg_xen.ko
 """
@@ -34,8 +35,8 @@ def make(place: Path, apt: Apt, packages: Sequence[Package]) -> Path:
         # The debugger's information is most of the work, and nobody looks at it here; BTF is made of it.
         libraries = out.resolve() / "headers/usr/lib/x86_64-linux-gnu"
         command: list[str | Path] = [builder, "--kernel", headers, "--output", out.resolve() / "built"]
-        without = "CONFIG_DEBUG_INFO_BTF_MODULES="
-        run(command, KCFLAGS="-g0", MAKEFLAGS=without, LD_LIBRARY_PATH=str(libraries))
+        flags = "CONFIG_DEBUG_INFO_BTF_MODULES= W=1"
+        run(command, KCFLAGS="-g0 -Werror", MAKEFLAGS=flags, LD_LIBRARY_PATH=str(libraries))
         (out / "built" / NAME).rename(out / NAME)
         for name in ("headers", "built"):
             shutil.rmtree(out / name)

@@ -25,6 +25,7 @@ CPU: Final = (
     "max"
     ",-smap"  # QEMU 7.2 kills a PV dom0 at its first iret
     ",-rdtscp"  # a PVH domU dies of it
+    ",-erms,-fsrm"  # the kernels would copy byte by byte, as emulation does what hardware does in one go
     ",-xsave,-xsaveopt,-avx,-avx2,-f16c,-fma,-mpx,-pku"  # undefined instructions in a PVH domU's user space
 )
 XEN_ARGUMENTS: Final = (

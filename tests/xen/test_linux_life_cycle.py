@@ -144,8 +144,10 @@ def test_a_disk_whose_emulator_is_gone_for_good_fails_its_requests_and_can_be_un
     image.write_bytes(os.urandom(MIB))
     emulator = Emulator(linux, f"blk,path={image}")
     await_path(linux, "/dev/vda")
+    read = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
+    shell(linux, read)  # the kernel has looked for partitions; else dd would be kept at open, and find a disk of size 0
     emulator.kill()
-    reader = linux.popen("dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct")
+    reader = linux.popen(read)
     until(lambda: in_flight(linux), "no request is on its way")
     toolstack.detach(machine, dom0, linux.domid, 0)
     assert reader.wait() != 0
