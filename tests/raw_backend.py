@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from cpp_ring import EventChannels, Hypervisor, LocalHypervisor, MappedPages
+from cpp_ring import EventChannels, HostError, Hypervisor, LocalHypervisor, MappedPages
 from cpp_ring.store import Store, StoreError
 from emulator.local import ensure_broker, stop
 from guest.xenbus import State
@@ -262,12 +262,26 @@ class RawBackend:
     def run(self) -> None:
         """Waits for the frontend, connects, answers; again after each reconnect."""
         while not self._stopping.is_set():
-            if not self.await_frontend(State.INITIALISED):
+            if not self._await_offer():
                 return
-            self.connect()
             self._serve()
             if not self._stopping.is_set():
                 self.set_state(State.INIT_WAIT)
+
+    def _await_offer(self) -> bool:
+        """Connected to what the frontend offers; False when stop() came first."""
+        deadline = time.monotonic() + PATIENCE
+        while not self._stopping.is_set() and self.await_frontend(State.INITIALISED):
+            try:
+                self.connect()
+            except HostError:
+                # It starts over, and its nodes are those of before: another offer comes, or stop().
+                if time.monotonic() > deadline:
+                    raise
+                self.store.next_event(0.05)
+            else:
+                return True
+        return False
 
     def _serve(self) -> None:
         poller = select.poll()
