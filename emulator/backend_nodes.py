@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,24 +99,36 @@ class BackendNodes:
             values["spec"] = Value(spec)
         self._write(**values)
 
+    def owes(self, node: str) -> bool:
+        """Whether the store has refused to take what we have to say of `node`."""
+        return node in self._owed
+
     def settle(self) -> None:
         """Writes what the store has refused to take, if there is anything."""
         if self._owed:
-            self._write()
+            self._store.transact(lambda nodes: self._change(nodes, self._owed))
+            self._owed.clear()
 
     def remove(self) -> None:
         remove(self._store, self._backend, self._frontend, self._devid)
 
     def _write(self, **values: Value) -> None:
-        """Changes nodes at once, those that were refused before among them."""
+        """Changes nodes at once, with those that were refused before, or without if they are refused again."""
+        before = self._owed.keys() - values.keys()
         self._owed |= values
-        self._store.transact(self._change)
-        self._owed.clear()
+        try:
+            self.settle()
+        except StoreError:
+            if not before:
+                raise
+            # A quota may refuse one node for good, which must not keep the device from its end.
+            self._store.transact(lambda nodes: self._change(nodes, values))
+            self._owed = {name: self._owed[name] for name in before}
 
-    def _change(self, nodes: Transaction) -> None:
+    def _change(self, nodes: Transaction, values: Mapping[str, Value]) -> None:
         if nodes.read_optional(f"{self.directory}/frontend-id") is None:
             return  # the toolstack removed the directory: a write would bring a part of it back
-        for name, value in self._owed.items():
+        for name, value in values.items():
             path = f"{self.directory}/{name}"
             if value.content is None or name == "error":  # the error before may have been private, or not
                 nodes.rm(path)

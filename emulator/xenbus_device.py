@@ -102,8 +102,7 @@ class XenbusDevice:
         self.handle(self._catch_up)
 
     def _catch_up(self) -> None:
-        """The store hears what it refused to take, and the state that an earlier call did not come to write."""
-        self._nodes.settle()
+        """The store hears the state that an earlier call did not come to write, and what it refused to take."""
         state = self._STATES.get(self.phase)
         if state is not None and self._nodes.state() is not state:
             self._nodes.write_state(state)
@@ -111,6 +110,7 @@ class XenbusDevice:
             self.built(self._built)
         self._show_error()
         self.step()
+        self._nodes.settle()
 
     # ---- What the store says ------------------------------------------------------------------------------------
 
@@ -122,7 +122,6 @@ class XenbusDevice:
         """Brings the device to where the store wants it."""
         if self.phase in (Phase.FINISHING, Phase.GONE):
             return
-        self._nodes.settle()  # else an update whose end was refused would be done again
         if not self._nodes.exists():
             self._end()  # the domain's end: the toolstack removed the directory
             return
@@ -147,7 +146,8 @@ class XenbusDevice:
     def _rebuild_or_update(self) -> None:
         if self._updating or self.phase in (Phase.BUILDING, Phase.FINISHING):
             return
-        update = self._nodes.read("update")
+        # One whose end the store refused to hear is not done again.
+        update = None if self._nodes.owes("update") else self._nodes.read("update")
         if self.phase is Phase.FAILED:
             spec = self._nodes.read("spec") or ""
             self._updating = update == ""  # "look anew at what you stand on"

@@ -29,6 +29,8 @@ class RefusingStore(Store):
 
     commits = 0
     refused = 0
+    without_errors = False
+    """Whether no error node can be written, ever: a quota is used up."""
 
     def exchange(self, kind: int, payload: bytes, what: str, transaction: int = 0) -> bytes:
         if kind == xs_wire.XS_TRANSACTION_END and payload == COMMIT:
@@ -36,6 +38,8 @@ class RefusingStore(Store):
             if self.commits == self.refused:
                 super().exchange(kind, b"F\0", what, transaction)
                 raise StoreError(errno.ENOSPC, f"xenstore {what}: told to refuse")
+        if self.without_errors and kind == xs_wire.XS_WRITE and payload.split(b"\0")[0].endswith(b"/error"):
+            raise StoreError(errno.ENOSPC, f"xenstore {what}: told to refuse")
         return super().exchange(kind, payload, what, transaction)
 
 
@@ -141,3 +145,20 @@ def test_whichever_change_the_store_refuses_the_device_goes_its_way(machine: Mac
         image.unlink()
         print(f"{refused} of {changes}")  # shown when it fails
         Life(machine, image, refused)
+
+
+def test_an_error_that_can_never_be_written_keeps_no_device_from_its_way(machine: Machine) -> None:
+    devid = toolstack.attach(machine.store, 0, machine.domid, parse("rng"))
+    served = Served(machine, 0)
+    served.store.without_errors = True
+    try:
+        frontend = machine.frontend_path(devid)
+        machine.await_state(State.INIT_WAIT, devid)
+        machine.store.write(f"{frontend}/version", "nonsense")
+        machine.store.write(f"{frontend}/state", str(int(State.INITIALISED)))
+        machine.await_state(State.CLOSED, devid)
+        assert machine.node("error", devid) is None
+        machine.store.write(f"{backend_dir(0, machine.domid, devid)}/online", "0")
+        machine.await_removal(devid)
+    finally:
+        served.stop()
