@@ -31,7 +31,7 @@ int vmsgx_channel_open(struct vmsgx_device *dev)
 		return err;
 	err = vmsgx_grants_alloc(&dev->be_grant, backend, 1, false);
 	if (err) {
-		vmsgx_grants_free(&dev->fe_grant);
+		vmsgx_grants_free(&dev->fe_grant, NULL);
 		return err;
 	}
 	dev->fe = dev->fe_grant.vaddr;
@@ -75,8 +75,9 @@ bool vmsgx_channel_free(struct vmsgx_device *dev)
 
 	dev->fe = NULL;
 	dev->be = NULL;
-	released = vmsgx_grants_free(&dev->fe_grant);
-	return vmsgx_grants_free(&dev->be_grant) && released;
+	vmsgx_kept_retry(&dev->kept);
+	released = vmsgx_grants_free(&dev->fe_grant, &dev->kept);
+	return vmsgx_grants_free(&dev->be_grant, &dev->kept) && released;
 }
 
 bool vmsgx_backend_alive(const struct vmsgx_device *dev)

@@ -70,6 +70,8 @@ void vmsgx_disconnect(struct vmsgx_device *dev)
 	if (!vmsgx_channel_free(dev))
 		dev_warn_ratelimited(&dev->xdev->dev,
 				     "the backend keeps pages of the channel; they are freed when it lets go\n");
+	if (dev->kept.count == VMSGX_MAX_KEPT)
+		vmsgx_give_up(dev, "the backend keeps the pages of one connection after the other");
 	dev->offered = false;
 	dev->met = false;
 }
@@ -274,10 +276,10 @@ static void begin_again(struct vmsgx_device *dev)
 {
 	if (dev->offered) {
 		vmsgx_disconnect(dev);
-		if (hopeless(dev)) {
+		if (hopeless(dev))
 			vmsgx_give_up(dev, "the backend closes the channel again and again");
+		if (dev->dead)
 			return;
-		}
 	}
 	/*
 	 * Written even if it is what we wrote last: a driver in user space may have had the device
@@ -334,7 +336,7 @@ static void step(struct vmsgx_device *dev, enum xenbus_state state)
 	case XenbusStateInitWait:
 		if (dev->met)
 			vmsgx_disconnect(dev);
-		if (!dev->offered)
+		if (!dev->offered && !dev->dead)
 			try_offer(dev);
 		break;
 	case XenbusStateConnected:

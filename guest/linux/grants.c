@@ -79,15 +79,40 @@ void vmsgx_grants_renew(struct vmsgx_grants *grants, domid_t backend)
 						grants->readonly);
 }
 
-/*
- * Withdraws the pages. A page that the backend keeps mapped stays allocated until it lets go: the
- * grant table's own deferral frees it. Returns whether the backend had let go of all. Sleeps.
- */
-bool vmsgx_grants_free(struct vmsgx_grants *grants)
+/* Frees the pages that the backend has let go of since. */
+void vmsgx_kept_retry(struct vmsgx_kept *kept)
 {
-	unsigned int waited = 0;
+	unsigned int i, left = 0;
+
+	for (i = 0; i < kept->count; i++) {
+		if (gnttab_try_end_foreign_access(kept->entries[i].ref))
+			__free_page(kept->entries[i].page);
+		else
+			kept->entries[left++] = kept->entries[i];
+	}
+	kept->count = left;
+}
+
+/* Nobody will ask again: the grant table's own deferral frees the pages. */
+void vmsgx_kept_leave(struct vmsgx_kept *kept)
+{
+	while (kept->count) {
+		kept->count--;
+		gnttab_end_foreign_access(kept->entries[kept->count].ref,
+					  kept->entries[kept->count].page);
+	}
+}
+
+/*
+ * Withdraws the pages. A page that the backend keeps mapped stays allocated until it lets go; it is
+ * in @kept while that has room, else, or if that is NULL, the grant table's own deferral frees it.
+ * Returns whether the backend had let go of all. Sleeps, but not for one that keeps others already.
+ */
+bool vmsgx_grants_free(struct vmsgx_grants *grants, struct vmsgx_kept *kept)
+{
+	unsigned int waited = kept && kept->count ? PATIENCE_MS : 0;
+	bool released = true;
 	unsigned int i;
-	bool kept = false;
 
 	if (!grants->count)
 		return true;
@@ -100,15 +125,18 @@ bool vmsgx_grants_free(struct vmsgx_grants *grants)
 			msleep(20);
 			waited += 20;
 		}
-		if (!ended) {
-			gnttab_end_foreign_access(grants->first + i, grants->pages[i]);
-			kept = true;
-		} else {
+		released &= ended;
+		if (ended) {
 			__free_page(grants->pages[i]);
+		} else if (kept && kept->count < VMSGX_MAX_KEPT) {
+			kept->entries[kept->count].ref = grants->first + i;
+			kept->entries[kept->count++].page = grants->pages[i];
+		} else {
+			gnttab_end_foreign_access(grants->first + i, grants->pages[i]);
 		}
 		grants->pages[i] = NULL;
 	}
 	kvfree(grants->pages);
 	memset(grants, 0, sizeof(*grants));
-	return !kept;
+	return released;
 }

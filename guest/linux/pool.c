@@ -43,7 +43,6 @@ int vmsgx_pool_init(struct vmsgx_pool *pool, const struct vmsgx_grants *arena, u
 	pool->vaddr = arena->vaddr + (size_t)page * PAGE_SIZE;
 	pool->address = vmsgx_grant_address(arena, (u64)page * PAGE_SIZE);
 	pool->units = pages * (PAGE_SIZE / VMSGX_UNIT);
-	pool->next = 0;
 	pool->used = bitmap_zalloc(pool->units, GFP_KERNEL);
 	return pool->used ? 0 : -ENOMEM;
 }
@@ -54,18 +53,14 @@ void vmsgx_pool_destroy(struct vmsgx_pool *pool)
 	memset(pool, 0, sizeof(*pool));
 }
 
-/* The first of @units free units in a row, or -ENOSPC. */
+/* The first of @units free units in a row, or -ENOSPC: what was used last is in caches. */
 int vmsgx_pool_take(struct vmsgx_pool *pool, unsigned int units)
 {
-	unsigned long start =
-		bitmap_find_next_zero_area(pool->used, pool->units, pool->next, units, 0);
+	unsigned long start = bitmap_find_next_zero_area(pool->used, pool->units, 0, units, 0);
 
-	if (start >= pool->units)
-		start = bitmap_find_next_zero_area(pool->used, pool->units, 0, units, 0);
 	if (start >= pool->units)
 		return -ENOSPC;
 	bitmap_set(pool->used, start, units);
-	pool->next = start + units;
 	return start;
 }
 
@@ -77,5 +72,4 @@ void vmsgx_pool_give(struct vmsgx_pool *pool, unsigned int start, unsigned int u
 void vmsgx_pool_clear(struct vmsgx_pool *pool)
 {
 	bitmap_zero(pool->used, pool->units);
-	pool->next = 0;
 }

@@ -74,7 +74,7 @@ void vmsgx_queues_free(struct vmsgx_device *dev)
 	kvfree(dev->queues);
 	dev->queues = NULL;
 	dev->queue_count = 0;
-	if (!vmsgx_grants_free(&dev->arena))
+	if (!vmsgx_grants_free(&dev->arena, NULL))
 		dev_warn(&dev->xdev->dev,
 			 "the backend keeps pages of the arena; they are freed when it lets go\n");
 }
@@ -97,7 +97,7 @@ static int alloc_rings(struct vmsgx_queue *queue)
 		return err;
 	err = vmsgx_grants_alloc(&queue->write_area, backend, PFN_UP(write_size), false);
 	if (err) {
-		vmsgx_grants_free(&queue->read_area);
+		vmsgx_grants_free(&queue->read_area, NULL);
 		return err;
 	}
 	queue->desc = queue->read_area.vaddr;
@@ -112,9 +112,9 @@ static int alloc_rings(struct vmsgx_queue *queue)
 /* A device that keeps what is not its own is not used any longer. */
 static void free_rings(struct vmsgx_queue *queue)
 {
-	bool released = vmsgx_grants_free(&queue->read_area);
+	bool released = vmsgx_grants_free(&queue->read_area, NULL);
 
-	if (!vmsgx_grants_free(&queue->write_area) || !released)
+	if (!vmsgx_grants_free(&queue->write_area, NULL) || !released)
 		vmsgx_give_up(queue->dev, "the backend keeps pages of a virtqueue");
 }
 

@@ -41,9 +41,23 @@ struct vmsgx_grants {
 	void *vaddr;
 };
 
+/* Pages that a backend had not let go of when they were withdrawn; so many are waited for. */
+#define VMSGX_MAX_KEPT 8
+
+struct vmsgx_kept {
+	unsigned int count;
+	struct {
+		grant_ref_t ref;
+		struct page *page;
+	} entries[VMSGX_MAX_KEPT];
+};
+
+void vmsgx_kept_retry(struct vmsgx_kept *kept);
+void vmsgx_kept_leave(struct vmsgx_kept *kept);
+
 int vmsgx_grants_alloc(struct vmsgx_grants *grants, domid_t backend, unsigned int count,
 		       bool readonly);
-bool vmsgx_grants_free(struct vmsgx_grants *grants);
+bool vmsgx_grants_free(struct vmsgx_grants *grants, struct vmsgx_kept *kept);
 void vmsgx_grants_renew(struct vmsgx_grants *grants, domid_t backend);
 
 static inline u64 vmsgx_grant_address(const struct vmsgx_grants *grants, u64 offset)
@@ -60,7 +74,6 @@ struct vmsgx_pool {
 	void *vaddr;
 	u64 address;		/* grant-DMA address of its first byte */
 	unsigned int units;
-	unsigned int next;	/* where the next search begins */
 	unsigned long *used;	/* one bit a unit */
 };
 
@@ -221,6 +234,7 @@ struct vmsgx_device {
 	struct mutex lock;
 	struct vmsgx_grants fe_grant;
 	struct vmsgx_grants be_grant;
+	struct vmsgx_kept kept;		/* of earlier connections */
 	struct vmsg_xen_fe_page *fe;
 	struct vmsg_xen_be_page *be;	/* the backend writes it at any time */
 	u32 seq;
@@ -291,7 +305,7 @@ u32 vmsgx_device_status(const struct vmsgx_device *dev);
 u32 vmsgx_generation(const struct vmsgx_device *dev);
 irqreturn_t vmsgx_channel_interrupt(int irq, void *opaque);
 
-/* A driver that looks for a config space that stays the same finds another one this often in a row. */
+/* A driver that looks for a config space that stays the same finds another one so often in a row. */
 #define VMSGX_RESTLESS 100
 
 /* A call that found its backend gone is made again when it is back: this often. */

@@ -43,7 +43,8 @@ int vmsgx_grants_alloc(struct vmsgx_grants* grants, domid_t backend, unsigned in
     return 0;
 }
 
-bool vmsgx_grants_free(struct vmsgx_grants* grants) {
+bool vmsgx_grants_free(struct vmsgx_grants* grants, struct vmsgx_kept* kept) {
+    (void)kept;
     if (!grants->count) return true;
     free(grants->vaddr);
     memset(grants, 0, sizeof(*grants));

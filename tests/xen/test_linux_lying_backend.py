@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cpp_ring import XenHypervisor, xen
+from cpp_ring import MappedPages, XenHypervisor, xen
 from cpp_ring.store import Store
 from guest import messages
+from guest.xenbus import State
 from tests.raw_backend import RawBackend
 from tests.scripted_device import ScriptedDevice
 from tests.xen.domu import Domu
@@ -23,6 +24,7 @@ DEVICES = "/sys/bus/virtio/devices"
 SIZE = 8
 NET_F_MAC = 5
 GRANT = 1 << 63
+MAX_KEPT = 8
 # What is between virtio and the pages is the same in both kinds of domain.
 ONE_KIND = pytest.mark.parametrize("domu", ["pv"], indirect=True)
 
@@ -179,6 +181,46 @@ def test_a_config_space_that_changes_at_each_look_does_not_keep_its_driver_for_e
     card.lies[messages.GET_CONFIG] = restless
     with serving(linux, backend):
         broken(linux, before)
+
+
+class Keeper(Liar):
+    """Ends connections, and lets go of a connection's pages only after it has others, or never."""
+
+    def __init__(self, domu: Domu, connections: int, all_of_them: bool) -> None:
+        super().__init__(domu)
+        self.kept: list[MappedPages | None] = []
+        self._left = connections
+        self._all = all_of_them
+
+    def idle(self) -> None:
+        if self.device.status != 15 or not self._left:  # a driver that is content has not lost hope
+            return
+        self._left -= 1
+        self.kept = [*(self.kept if self._all else ()), self.fe, self.be]
+        self.device.status = 0
+        self.die()
+        self.set_state(State.INIT_WAIT)
+
+    def ended(self) -> bool:
+        return self._left == 0 and self.device.status == 15
+
+
+@ONE_KIND
+def test_a_backend_that_keeps_the_pages_of_each_connection_is_given_up(linux: Domu, before: int) -> None:
+    backend = Keeper(linux, 2 * MAX_KEPT, all_of_them=True)
+    with serving(linux, backend):
+        broken(linux, before)
+        assert len(backend.kept) == MAX_KEPT
+        backend.kept.clear()
+
+
+@ONE_KIND
+def test_a_backend_that_lets_go_of_pages_late_is_served_on(linux: Domu, before: int) -> None:
+    backend = Keeper(linux, MAX_KEPT // 2 + 1, all_of_them=False)
+    with serving(linux, backend):
+        until(backend.ended, f"no connection after {backend.connections}:\n{shell(linux, 'dmesg | tail')}")
+        backend.kept.clear()
+    assert not any("is broken" in line for line in shell(linux, "dmesg").splitlines()[before:])
 
 
 @pytest.mark.parametrize("answers", [0, 1, 3, 8])
