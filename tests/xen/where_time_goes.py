@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Where the time of 4 KiB at depth 1 goes in the guest's kernel and in dom0, for docs/design/009, in the rig.
+"""Where the time of a request at depth 1 goes in the guest's kernel and in dom0, for docs/design/009, in the rig.
 
-    scripts/xen-rig run tests/xen/where_time_goes.py
+    scripts/xen-rig run tests/xen/where_time_goes.py [KIB]
 
-Prints the median of microseconds between neighbouring events, of our disk with an emulator that sleeps at once, of the
-same with one that stays awake, and of blkfront on blkback. Then, three times, the time from the kick to the interrupt
-with models that do less and less: what one lacks is what it costs.
+Requests are of 4 KiB, or of KIB. Prints the median of microseconds between neighbouring events, of our disk with an
+emulator that sleeps at once, of the same with one that stays awake, and of blkfront on blkback. Then, three times, the
+time from the kick to the interrupt with models that do less and less: what one lacks is what it costs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
+import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,6 @@ from tests.xen.domu import Domu
 from tests.xen.linux_guest import TRACING, await_gone, await_path, module, shell
 from tests.xen.serving import MIB, Emulator
 
-REQUESTS: Final = 400
 EVENTS: Final = (
     "block/block_bio_queue", "block/block_rq_issue", "block/block_rq_complete", "virtio_msg_xen/vmsgx_kick",
     "virtio_msg_xen/vmsgx_interrupt",
@@ -61,10 +61,14 @@ class WithoutModel(Blk):
 Gaps = dict[tuple[str, str], list[float]]
 
 
-def measure(domu: Domu, disk: str, write: bool) -> Gaps:
+def requests(kib: int) -> int:
+    return min(400, 8192 // kib)
+
+
+def measure(domu: Domu, disk: str, write: bool, kib: int) -> Gaps:
     """Microseconds between neighbouring events."""
     ends = f"if=/dev/zero of={disk} oflag=direct" if write else f"if={disk} of=/dev/null iflag=direct"
-    command = f"dd {ends} bs=4k count={REQUESTS} 2>/dev/null"
+    command = f"dd {ends} bs={kib}k count={requests(kib)} 2>/dev/null"
     shell(domu, f"echo > {TRACING}/trace; echo 1 > {TRACING}/tracing_on; {command}; echo 0 > {TRACING}/tracing_on")
     events = [(float(time), event) for time, event in LINE.findall(shell(domu, f"cat {TRACING}/trace"))]
     between: Gaps = defaultdict(list)
@@ -73,27 +77,27 @@ def measure(domu: Domu, disk: str, write: bool) -> Gaps:
     return between
 
 
-def report(domu: Domu, disk: str, name: str) -> None:
+def report(domu: Domu, disk: str, name: str, kib: int) -> None:
     for write in (False, True):
         print(name, "writes" if write else "reads")
-        for (first, second), gaps in measure(domu, disk, write).items():
-            if len(gaps) > REQUESTS / 10:  # else of something else that the domU did
+        for (first, second), gaps in measure(domu, disk, write, kib).items():
+            if len(gaps) > requests(kib) / 10:  # else of something else that the domU did
                 print(f"  {first:>18} ... {second:18} {statistics.median(gaps):6.0f} us, {len(gaps)} times", flush=True)
 
 
-def report_models(domu: Domu, image: Path) -> None:
+def report_models(domu: Domu, image: Path, kib: int) -> None:
     here = Path(__file__).resolve()
     for model in ("blk", f"{here}:WithoutFile", f"{here}:WithoutModel"):
         with Emulator(domu, f"{model},path={image}", options=AWAKE):
             await_path(domu, "/dev/vda")
             for write in (False, True):
-                gaps = measure(domu, "/dev/vda", write)["vmsgx_kick", "vmsgx_interrupt"]
+                gaps = measure(domu, "/dev/vda", write, kib)["vmsgx_kick", "vmsgx_interrupt"]
                 name = f"{model.rpartition(':')[2]}, {'write' if write else 'read'}"
                 print(f"{name:>20} {statistics.median(gaps):6.0f} us", flush=True)
         await_gone(domu, "/dev/vda")
 
 
-def main() -> None:
+def main(kib: int) -> None:
     image = Path("/tmp/disk.img")
     image.write_bytes(os.urandom(16 * MIB))
     with Domu("pv") as domu, module(domu), xen.open_store() as store:
@@ -104,14 +108,14 @@ def main() -> None:
         for options in (ASLEEP, AWAKE):
             with Emulator(domu, f"blk,path={image}", options=options):
                 await_path(domu, "/dev/vda")
-                report(domu, "/dev/vda", " ".join(("ours", *options)))
+                report(domu, "/dev/vda", " ".join(("ours", *options)), kib)
             await_gone(domu, "/dev/vda")
         with blkback(store, domu.domid, XVDB, image):
             await_path(domu, "/dev/xvdb")
-            report(domu, "/dev/xvdb", "blkfront, blkback")
+            report(domu, "/dev/xvdb", "blkfront, blkback", kib)
         for _ in range(3):
-            report_models(domu, image)
+            report_models(domu, image, kib)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4)
