@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import errno
-import math
-import socket
-import threading
 from pathlib import Path
 
 import pytest
 
-from cpp_ring import LocalHypervisor, xs_wire
+from cpp_ring import xs_wire
 from cpp_ring.store import Store, StoreError
 from emulator import toolstack, xenbus, xenbus_device
-from emulator.loop import EventLoop
-from emulator.poll import Polling
 from emulator.spec import parse
 from emulator.store_paths import State, backend_dir
-from emulator.xenbus import Xenbus
 from guest.blk import BlockDevice
-from tests.emulator.machines import PATIENCE, Machine
+from tests.emulator.machines import Machine
+from tests.emulator.served import Served, connection
 
 COMMIT = b"T\0"
 
@@ -43,39 +38,6 @@ class RefusingStore(Store):
         return super().exchange(kind, payload, what, transaction)
 
 
-def connection(machine: Machine) -> int:
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    end.connect(str(machine.directory / "dom0" / "xenstored"))
-    return end.detach()
-
-
-class Served:
-    """The devices of the machine's domain, in a thread of this process."""
-
-    def __init__(self, machine: Machine, refused: int) -> None:
-        self.store = RefusingStore(connection(machine))
-        self.store.refused = refused
-        self._loop = EventLoop()
-        hypervisor = LocalHypervisor(str(machine.directory), 0)
-        self._xenbus = Xenbus(
-            self._loop, self.store, hypervisor, backend=0, frontend=machine.domid, polling=Polling.fixed(math.inf),
-            domain_gone=lambda: None, not_built=lambda devid, reason: None,
-        )  # fmt: skip
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        self._xenbus.start()
-        self._loop.run()
-
-    def stop(self) -> None:
-        self._loop.post(lambda: self._xenbus.drain(frozenset(), self._loop.stop))
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive(), "it does not end"
-        self._loop.close()
-        self.store.close()
-
-
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (xenbus, xenbus_device):
@@ -90,10 +52,12 @@ class Life:
         self._image = image
         self._devid = toolstack.attach(machine.store, 0, machine.domid, parse(f"blk,path={image}"))
         self._directory = backend_dir(0, machine.domid, self._devid)
-        served = Served(machine, refused)
+        store = RefusingStore(connection(machine))
+        store.refused = refused
+        served = Served(machine, store)
         try:
             self._pass()
-            self.commits = served.store.commits
+            self.commits = store.commits
         finally:
             served.stop()
 
@@ -149,8 +113,9 @@ def test_whichever_change_the_store_refuses_the_device_goes_its_way(machine: Mac
 
 def test_an_error_that_can_never_be_written_keeps_no_device_from_its_way(machine: Machine) -> None:
     devid = toolstack.attach(machine.store, 0, machine.domid, parse("rng"))
-    served = Served(machine, 0)
-    served.store.without_errors = True
+    store = RefusingStore(connection(machine))
+    store.without_errors = True
+    served = Served(machine, store)
     try:
         frontend = machine.frontend_path(devid)
         machine.await_state(State.INIT_WAIT, devid)
