@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import Final
+
+from emulator.store_paths import State
 
 
 class Phase(Enum):
@@ -18,3 +21,13 @@ class Phase(Enum):
     CLOSED = auto()  # the frontend, to start afresh
     FINISHING = auto()  # its thread, to close the model
     GONE = auto()
+
+
+STATES: Final = {
+    Phase.FAILED: State.CLOSED,
+    Phase.WAITING: State.INIT_WAIT,
+    Phase.CONNECTED: State.CONNECTED,
+    Phase.CLOSING: State.CLOSING,
+    Phase.CLOSED: State.CLOSED,
+}
+"""What the frontend is told in a phase that waits for it."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 from cpp_ring.store import Store, StoreError
 from emulator.backend_nodes import BackendNodes, Built
 from emulator.device_thread import DeviceThread
+from emulator.driver_wait import DriverWait
 from emulator.frontend_nodes import NodeError, read_channel, read_state
 from emulator.loop import EventLoop, Timer
-from emulator.phase import Phase
+from emulator.phase import STATES, Phase
 from emulator.poll import Polling
 from emulator.posted_listener import PostedListener
 from emulator.store_paths import State
@@ -58,6 +59,8 @@ class XenbusDevice:
         self.log = logging.getLogger(f"virtio-dm domain {frontend} device {devid}")
         self.phase = Phase.BUILDING
         self._nodes = BackendNodes(store, backend, frontend, devid)
+        frontend_state = f"{self._nodes.frontend_directory}/state"
+        self._driver_wait = DriverWait(loop, self.log, frontend_state, lambda: self.handle(self.step))
         self._queues = 0
         self._after: Callable[[], None] = self._to_wait  # once disconnected, or finished
         self._fresh = False  # whether the frontend's Initialised, should we see it, is meant for the next connection
@@ -103,7 +106,7 @@ class XenbusDevice:
 
     def _catch_up(self) -> None:
         """The store hears the state that an earlier call did not come to write, and what it refused to take."""
-        state = self._STATES.get(self.phase)
+        state = STATES.get(self.phase)
         if state is not None and self._nodes.state() is not state:
             self._nodes.write_state(state)
         if self.phase is Phase.BUILDING and self._built:
@@ -120,28 +123,34 @@ class XenbusDevice:
 
     def step(self) -> None:
         """Brings the device to where the store wants it."""
+        state = self._step()
+        self._driver_wait.follow(state if self.phase is Phase.WAITING else None)
+
+    def _step(self) -> State | None:
+        """The frontend's state, if anybody asked for it."""
         if self.phase in (Phase.FINISHING, Phase.GONE):
-            return
+            return None
         if not self._nodes.exists():
             self._end()  # the domain's end: the toolstack removed the directory
-            return
+            return None
         if not self._nodes.frontend_exists():
             self.orphaned = True
             self.forget()
-            return
+            return None
         if self._nodes.read("online") == "0" and self.phase is not Phase.CLOSING:
             self.unplug()
         self._rebuild_or_update()
         handler = self._ON_FRONTEND.get(self.phase)
         if handler is None:
-            return
+            return None
         try:
             state = read_state(self._store, self._nodes.frontend_directory)
         except NodeError as error:
             if self.phase is not Phase.CLOSED:
                 self._refuse(f"store {error}")
-            return
+            return None
         handler(self, state)
+        return state
 
     def _rebuild_or_update(self) -> None:
         if self._updating or self.phase in (Phase.BUILDING, Phase.FINISHING):
@@ -196,15 +205,6 @@ class XenbusDevice:
         Phase.CLOSING: _closing,
         Phase.CLOSED: _closed,
     }
-
-    _STATES: ClassVar[dict[Phase, State]] = {
-        Phase.FAILED: State.CLOSED,
-        Phase.WAITING: State.INIT_WAIT,
-        Phase.CONNECTED: State.CONNECTED,
-        Phase.CLOSING: State.CLOSING,
-        Phase.CLOSED: State.CLOSED,
-    }
-    """What the frontend is told in a phase that waits for it."""
 
     # ---- Ways through the states --------------------------------------------------------------------------------
 
@@ -316,6 +316,7 @@ class XenbusDevice:
         if self.phase is Phase.CONNECTING:
             self.log.info("connected")
             self.phase = Phase.CONNECTED
+            self._driver_wait.connected()
             self._frontend_connected = False
             self._seen_error = (0, 0)
             self._nodes.write_state(State.CONNECTED)
