@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from cpp_ring.store import Store, StoreError
+from emulator.advice import explain
 from emulator.backend_nodes import BackendNodes, Built
 from emulator.device_thread import DeviceThread
 from emulator.driver_wait import DriverWait
@@ -246,7 +247,8 @@ class XenbusDevice:
 
     def _not_followed(self) -> None:
         if self.phase is Phase.CLOSING:
-            self.log.warning("the guest did not let go of the device in %g s; it is taken away", PATIENCE_SECONDS)
+            what = "the guest did not let go of the device in %g s; it is taken away: see `dmesg` in the domain"
+            self.log.warning(what, PATIENCE_SECONDS)
             self._followed()
 
     def _followed(self) -> None:
@@ -261,7 +263,7 @@ class XenbusDevice:
 
     def _refuse(self, reason: str) -> None:
         """The frontend's nodes or its channel are broken: 5, 6, and wait for it to start afresh."""
-        self.log.warning("closed: %s", reason)
+        self.log.warning("closed: %s", explain(reason, self._nodes.frontend_directory))
         connected = self.phase in (Phase.CONNECTED, Phase.CLOSING)
         if not connected:
             self.phase = Phase.CLOSED  # also if the store refuses to hear why
@@ -390,6 +392,6 @@ class XenbusDevice:
         if error != self._seen_error:
             text = f"{error_name(code)} {detail}" if status & NEEDS_RESET else None
             if text:
-                self.log.warning("needs a reset: %s", text)
+                self.log.warning("needs a reset: %s", explain(text, self._nodes.frontend_directory))
             self._nodes.write_error(text)
             self._seen_error = error
