@@ -188,6 +188,7 @@ class Blk(Device):
         self._end = 0  # of the disk, in bytes: as `capacity` says
         self._serial = serial.encode("ascii").ljust(ID_BYTES, b"\0")
         self._negotiated = 0
+        self._writeback = False  # as `writeback` says, once features are negotiated
         self._flush_failed = False
         self._next_log = 0.0
         self._commands: dict[int, Callable[[int, Request], int]] = {
@@ -238,7 +239,7 @@ class Blk(Device):
     def features_ok(self, features: int) -> None:
         self._negotiated = features
         # Without FLUSH the driver has no way to make a volatile write stable (section 5.2.5.2).
-        self.config.writeback = has(features, F_FLUSH)
+        self.config.writeback = self._writeback = has(features, F_FLUSH)
 
     def activate(self, features: int, queues: Sequence[int]) -> None:
         self._negotiated = features
@@ -247,6 +248,7 @@ class Blk(Device):
         self._negotiated = 0
         self._flush_failed = False
         self.config.writeback = 1
+        self._writeback = False
 
     def update(self, *, size: Size | None = None) -> None:
         """Makes the disk `size` bytes long, by default as long as the file is now, and tells the driver.
@@ -266,6 +268,7 @@ class Blk(Device):
             raise ValueError(f"writeback {value} is neither 0 nor 1")
         if not has(self._negotiated, F_CONFIG_WCE) or (value and not has(self._negotiated, F_FLUSH)):
             raise ValueError("the cache mode cannot be chosen with the negotiated features")
+        self._writeback = value != 0
 
     def queues_for(self, features: int) -> Sequence[Queue | None]:
         usable = len(self.queues) if has(features, F_MQ) else 1
@@ -352,10 +355,6 @@ class Blk(Device):
         if any(count > max_sectors or not self._in_range(sector, count * SECTOR) for sector, count, _ in segments):
             return S_IOERR
         return [(sector * SECTOR, count * SECTOR, flags) for sector, count, flags in segments]
-
-    @property
-    def _writeback(self) -> bool:
-        return has(self._negotiated, F_FLUSH) and self.config.writeback != 0
 
     def _commit(self) -> int:
         if self._flush_failed:

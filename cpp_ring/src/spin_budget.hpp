@@ -35,11 +35,12 @@ class SpinBudget {
     [[nodiscard]] bool spent(std::uint64_t now) const noexcept { return now - last_work_ >= budget_; }
     [[nodiscard]] std::uint64_t budget() const noexcept { return budget_; }
 
-    // Less and less often, since what comes during the system call waits for its end; ten times `alone_us` at most.
+    // Less and less often, since what comes during the system call waits for its end. Who is woken need not wait for
+    // it: the kernel prefers one that has slept.
     [[nodiscard]] bool yield_is_due(std::uint64_t now) noexcept {
         const std::uint64_t idle = now - last_work_;
         if (idle < next_yield_) return false;
-        next_yield_ = idle + std::min(idle, 10 * alone_);
+        next_yield_ = idle + std::min(idle, 100 * alone_);
         return true;
     }
 
