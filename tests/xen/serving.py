@@ -121,6 +121,13 @@ class Emulator(PatientProcess):
             assert code == 0, self.lines
 
 
+def command(*arguments: str) -> str:
+    """What `virtio-dm` prints in dom0. It must succeed and have nothing to complain of."""
+    done = forked.run([*arguments, "--hypervisor", "xen"], PATIENCE)
+    assert (done.returncode, done.stderr) == (0, ""), f"{arguments}: {done}"
+    return done.stdout
+
+
 def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     """Looks until it is so."""
     deadline = time.monotonic() + patience
