@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from emulator.spec import parse
 from emulator.store_paths import frontend_dir, frontends_dir
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu, domains, xl
-from tests.xen.serving import MODELS, Emulator, nothing_left, until
+from tests.xen.serving import MODELS, Emulator, command, nothing_left, until
 
 
 @pytest.mark.last
@@ -40,9 +41,38 @@ def test_a_driver_domain_serves_another_one_until_that_ends(driver: Domu, dom0: 
         until(lambda: nothing_left(dom0, served.domid, backend=driver.domid), "the dead domain's device is still there")
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait() == 0, supervisor.stderr
-        driver.shutdown()
+        until(lambda: not {served.name, "(null)"} & set(domains()), f"{domains()}")
+
+
+@pytest.mark.last
+def test_a_driver_domain_that_dies_costs_its_devices_and_nothing_else(
+    driver: Domu, other: Domu, dom0: Store, machine: Machine
+) -> None:
+    elsewhere = machine.of_backend(driver.domid)
+    driver.popen(["virtio-dm", "run", "--hypervisor", "xen", "--domid", str(other.domid)])
+    devids = [toolstack.attach(dom0, driver.domid, other.domid, parse("rng")) for _ in range(2)]
+    with other.agent() as guest:
+        for devid in devids:
+            assert toolstack.await_ready(elsewhere, dom0, other.domid, devid)
+            guest("connect", dev=devid)
+        xl("pause", driver.name)
+        guest.send("rng", dev=devids[0], size=16)  # which nobody answers any more
+        driver.destroy()
+        answer = guest.receive()
+        assert (answer["ok"], answer["kind"]) == (False, "DeviceGone"), answer
+        assert guest("wait_gone", dev=devids[1], timeout=20.0)["gone"]
         assert not {driver.name, "(null)"} & set(domains())
         assert dom0.read_optional(f"/local/domain/{driver.domid}") is None
+        assert json.loads(command("list", "--json")) == []
+        assert toolstack.entries(elsewhere, dom0) == []
+        for devid in devids:
+            assert dom0.read_optional(f"{frontend_dir(other.domid, devid)}/backend") is not None
+            command("detach", "--backend", str(driver.domid), str(other.domid), str(devid))
+            assert dom0.read_optional(frontend_dir(other.domid, devid)) is None
+        with Emulator(other, "rng"):
+            guest("connect", dev=0)
+            assert len(guest("rng", dev=0, size=16)["data"]) == 32
+            guest("close", dev=0)
 
 
 @pytest.mark.last
