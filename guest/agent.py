@@ -110,6 +110,14 @@ class Agent(Measuring, Peers, Kernel):
             raise Unsupported(f"device {number} is no {driver.__name__}")
         return device
 
+    # ---- the process ----
+
+    def op_held(self) -> Answer:
+        """What the kernel keeps for us: open descriptors, and pieces of shared memory, which granted pages are."""
+        descriptors = len([*Path("/proc/self/fd").iterdir()]) - 1  # that of the look itself
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return {"descriptors": descriptors, "shared": sum(line.split()[1].endswith("s") for line in maps)}
+
     # ---- any device ----
 
     def op_list(self) -> Answer:

@@ -78,6 +78,17 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def test_connections_that_come_and_go_leave_nothing_held(agent: AgentProcess, emulator: StartEmulator) -> None:
+    emulator("rng")
+    before = agent.do("held")
+    for _ in range(3):
+        agent.do("connect", dev=0)
+        there = agent.do("held")
+        agent.do("close", dev=0)
+    assert all(there[what] > before[what] for what in ("descriptors", "shared")), (before, there)
+    assert agent.do("held") == before
+
+
 def test_a_disk_is_driven_over_a_pipe(
     agent: AgentProcess, emulator: StartEmulator, image: Path, tmp_path: Path
 ) -> None:

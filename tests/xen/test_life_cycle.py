@@ -90,6 +90,7 @@ def test_connections_that_come_and_go_leave_no_grant_mapped_and_no_descriptor_op
 ) -> None:
     def come_and_go(emulator: Emulator, driver: GuestAgent) -> None:
         descriptors = 0
+        held = driver("held")
         for cycle in range(CYCLES):
             driver("connect", dev=0)
             assert len(driver("rng", dev=0, size=8)["data"]) == 16
@@ -98,6 +99,7 @@ def test_connections_that_come_and_go_leave_no_grant_mapped_and_no_descriptor_op
             if cycle == 0:
                 descriptors = emulator.descriptors()
         until(lambda: emulator.descriptors() == descriptors, "descriptors are still open")
+        assert driver("held") == held
 
     with (
         Emulator(domu, "rng") as one,
