@@ -97,14 +97,19 @@ class Offer:
         self.process = domu.popen(["python3", "-c", OFFER, str(other.domid)])
         self.values: dict[str, int] = json.loads(self.process.read_line(PATIENCE))
 
-    def make(self, **changed: str) -> None:
-        """As the domain writes it, by its own way to the store; a value may be the name of another one."""
+    def make(self, **changed: str | None) -> None:
+        """As the domain writes it, by its own way to the store; a value may be the name of another one, or None: the
+        node is not there."""
         base = frontend_dir(self._domu.domid, STORE_VICTIM)
         self._store.write(f"{base}/state", "1")
         await_state(self._store, self._domu.domid, State.INIT_WAIT, STORE_VICTIM)
         nodes: dict[str, object] = {name: self.values[name] for name in NODES}
         for name, value in changed.items():
-            nodes[name.replace("_", "-")] = self.values.get(value, value)
+            if value is None:
+                del nodes[name.replace("_", "-")]
+                self._store.rm(f"{base}/{name.replace('_', '-')}")
+            else:
+                nodes[name.replace("_", "-")] = self.values.get(value, value)
         nodes["state"] = int(State.INITIALISED)
         words = [str(part) for name, content in nodes.items() for part in (f"{base}/{name}", content)]
         code, output = self._domu.run(["xenstore-write", "--", *words])
@@ -146,6 +151,27 @@ def test_nodes_that_lie_close_their_device_only(
     error = dom0.read_optional(f"{backend_dir(0, domu.domid, STORE_VICTIM)}/error")
     assert re.match(says, error or ""), error
     assert len(stranger("rng", dev=0, size=16)["data"]) == 32
+
+
+def test_a_node_that_is_missing_closes_its_device_and_is_named(
+    offer: Offer, domu: Domu, dom0: Store, emulator: Emulator, guest: GuestAgent
+) -> None:
+    guest("connect", dev=NEIGHBOUR)
+    offer.make()
+    await_state(dom0, domu.domid, State.CONNECTED, STORE_VICTIM)
+    for node in ("version", "fe-to-be-ref", "be-to-fe-ref", "event-channel", "arena-ref"):
+        says = f"store {node}: missing"
+        offer.make(**{node.replace("-", "_"): None})
+        await_state(dom0, domu.domid, State.CLOSED, STORE_VICTIM)
+        assert dom0.read_optional(f"{backend_dir(0, domu.domid, STORE_VICTIM)}/error") == says
+        # The log has a limit, which the tests before may have reached.
+        assert len([line for line in emulator.lines if says in line]) <= 1, emulator.lines
+        assert len(guest("rng", dev=NEIGHBOUR, size=16)["data"]) == 32
+    # Nothing of it is held against the domain; an arena is not required.
+    offer.make(arena_pages=None)
+    await_state(dom0, domu.domid, State.CONNECTED, STORE_VICTIM)
+    assert dom0.read_optional(f"{backend_dir(0, domu.domid, STORE_VICTIM)}/error") is None
+    guest("close", dev=NEIGHBOUR)
 
 
 def test_a_backends_event_channels_reach_its_frontends_domain_only(domu: Domu, other: Domu, offer: Offer) -> None:
