@@ -15,7 +15,7 @@ import pytest
 
 from tests import payload_driver
 from tests.xen.domu import Domu, GuestAgent
-from tests.xen.serving import MIB, SECTOR, Emulator, until
+from tests.xen.serving import MIB, SECTOR, Emulator, command, until
 
 RNG, BLK, READ_ONLY, NET, OTHER_DISK = range(5)
 PAIRS = 2
@@ -112,6 +112,43 @@ def test_a_read_only_disk_is_not_written(served: Served) -> None:
     served.guest.send("blk_write", dev=READ_ONLY, sector=0, data=base64.b64encode(bytes(SECTOR)).decode())
     assert not served.guest.receive()["ok"]
     assert served.read_only.read_bytes() == before
+
+
+def test_a_read_beyond_the_end_is_refused_and_the_disk_goes_on(served: Served) -> None:
+    before = served.guest("status", dev=BLK)
+    capacity = served.image.stat().st_size // SECTOR
+    for sector, count in ((capacity, 1), (capacity - 1, 2), (1 << 60, 1)):
+        served.guest.send("blk_read", dev=BLK, sector=sector, count=count)
+        answer = served.guest.receive()
+        assert (answer["ok"], answer["kind"]) == (False, "RequestFailed"), answer
+    assert served.guest("status", dev=BLK) == before
+    last = served.guest("blk_read", dev=BLK, sector=capacity - 1, count=1)["data"]
+    assert base64.b64decode(last) == served.image.read_bytes()[-SECTOR:]
+
+
+def test_a_disk_whose_file_grows_is_larger_for_the_guest(domu: Domu, served: Served) -> None:
+    before = served.image.stat().st_size
+    added = os.urandom(MIB)
+    with served.image.open("ab") as file:
+        file.write(added)
+    command("update", str(domu.domid), str(BLK))
+    seen = served.guest("wait_config_change", dev=BLK, timeout=30.0)
+    assert (seen["changed"], seen["capacity"]) == (True, (before + MIB) // SECTOR)
+    whole = served.guest("blk_sha256", dev=BLK, sector=before // SECTOR)
+    assert whole == {"ok": True, "size": MIB, "sha256": hashlib.sha256(added).hexdigest()}
+
+
+def test_the_guest_sees_the_cable_pulled_and_put_back(domu: Domu, served: Served) -> None:
+    for link in (False, True):
+        command("update", str(domu.domid), str(NET), f"link={'up' if link else 'down'}")
+        seen = served.guest("wait_config_change", dev=NET, timeout=30.0)
+        assert (seen["changed"], seen["link"]) == (True, link)
+        # No frame passes while it is pulled, and the next one does.
+        number = b"\x02" if link else b"\x01"
+        frame = bytes.fromhex("ffffffffffff02000000000188b5") + number * 100
+        served.guest("net_send", dev=NET, frame=frame.hex())
+        served.guest("net_flush", dev=NET)
+    assert served.frames.recv(2048) == frame
 
 
 def test_frames_go_out_and_come_in(served: Served) -> None:
