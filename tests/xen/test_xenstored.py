@@ -18,8 +18,14 @@ PID = Path("/run/xen/xenstored.pid")
 
 
 @pytest.mark.last
-@pytest.mark.part("pv")
-def test_whoever_needs_the_store_says_that_it_is_gone_and_ends(other: Domu) -> None:
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param("oxenstored", marks=pytest.mark.part("pv")),
+        pytest.param("xenstored", marks=pytest.mark.part("two-cpus")),  # the one in C
+    ],
+)
+def test_whoever_needs_the_store_says_that_it_is_gone_and_ends(which: str, other: Domu) -> None:
     emulator = Emulator(other, "rng")
     supervisor = Process("supervise", "--hypervisor", "xen")
     supervisor.await_line("watching the domains")
@@ -27,6 +33,7 @@ def test_whoever_needs_the_store_says_that_it_is_gone_and_ends(other: Domu) -> N
     guest("connect", dev=0)
     pid = int(PID.read_text())
     program = Path(f"/proc/{pid}/exe").readlink()
+    assert program.name == which
     os.kill(pid, signal.SIGKILL)
     for process in (emulator, supervisor):
         assert process.wait() == ExitCode.HYPERVISOR_LOST, process.lines
