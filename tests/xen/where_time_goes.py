@@ -105,7 +105,7 @@ def main(kib: int) -> None:
         domu.run(f"mount -t tracefs tracefs {TRACING}")
         for event in EVENTS:
             shell(domu, f"echo 1 > {TRACING}/events/{event}/enable")
-        for options in (ASLEEP, AWAKE):
+        for options in ((), ASLEEP, AWAKE):
             with Emulator(domu, f"blk,path={image}", options=options):
                 await_path(domu, "/dev/vda")
                 report(domu, "/dev/vda", " ".join(("ours", *options)), kib)
