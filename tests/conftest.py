@@ -14,8 +14,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 # As virtio-dm has it, see emulator/__main__.py; here numpy is imported before that.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A shell without job control ignores Ctrl-C for what it starts in the background, and that is inherited.
+# A shell without job control ignores Ctrl-C for what it starts in the background, nohup a hang-up, and that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples at every run and no time limit: a red run is a fault of the code, not of the day or the machine.
 settings.register_profile("virtio-dm", derandomize=True, deadline=None)
