@@ -42,7 +42,7 @@ CODES: Final = {
     ),
     "map_budget": (
         "pages asked for at once, more than are left",
-        "`--map-budget MIB` of run or supervise gives more",
+        "`--map-budget MIB` of run or supervise gives more, of what is outside the arena 32 MiB at most",
     ),
     "avail_index": ("the avail index, further ahead than the ring is long", RELOAD),
     "desc_head": ("the avail ring names a descriptor that is not there", RELOAD),
@@ -90,6 +90,6 @@ def _of_host(reason: str, detail: str) -> str:
     code = int(number) if number.isdecimal() and len(number) < 6 else 0
     if not text:
         reason += f" ({os.strerror(code)})"
-    elif code in GUESTS:
-        return f"{reason}; the driver in the domain has to grant or offer it to this domain: {RELOAD}"
+    elif code in GUESTS and text.startswith(("cannot map", "cannot bind")):
+        return f"{reason}; the driver in the domain has to grant or offer it to this domain; if it does, see `xl dmesg`"
     return f"{reason}; this host lacks something: see `virtio-dm doctor`, `free`, `dmesg`"

@@ -124,8 +124,11 @@ class XenbusDevice:
 
     def step(self) -> None:
         """Brings the device to where the store wants it."""
-        state = self._step()
-        self._driver_wait.follow(state if self.phase is Phase.WAITING else None)
+        state = None
+        try:
+            state = self._step()
+        finally:
+            self._driver_wait.follow(state if self.phase is Phase.WAITING else None)
 
     def _step(self) -> State | None:
         """The frontend's state, if anybody asked for it."""

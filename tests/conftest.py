@@ -14,7 +14,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 # As virtio-dm has it, see emulator/__main__.py; here numpy is imported before that.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A shell without job control ignores Ctrl-C for what it starts in the background, nohup a hang-up, and that is inherited.
+# A shell without job control ignores Ctrl-C for what it starts in the background, nohup a hang-up; both are inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

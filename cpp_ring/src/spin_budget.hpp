@@ -35,8 +35,8 @@ class SpinBudget {
     [[nodiscard]] bool spent(std::uint64_t now) const noexcept { return now - last_work_ >= budget_; }
     [[nodiscard]] std::uint64_t budget() const noexcept { return budget_; }
 
-    // Less and less often, since what comes during the system call waits for its end. Who is woken need not wait for
-    // it: the kernel prefers one that has slept.
+    // Less and less often, since what comes during the system call waits for its end. Who is woken waits for a
+    // millisecond at most; Linux's CFS prefers one that has slept, and hands over at once.
     [[nodiscard]] bool yield_is_due(std::uint64_t now) noexcept {
         const std::uint64_t idle = now - last_work_;
         if (idle < next_yield_) return false;

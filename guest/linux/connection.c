@@ -45,18 +45,19 @@ void vmsgx_end(struct vmsgx_device *dev)
 /* For good; says so in one line. Under vmsgx_device.lock. */
 void vmsgx_give_up(struct vmsgx_device *dev, const char *why)
 {
-	u32 code = 0, detail = 0;
-
 	lockdep_assert_held(&dev->lock);
 	if (dev->dead)
 		return;
 	if (dev->be) {
 		/* Partner: the backend's release store of the code, after the detail. */
-		code = le32_to_cpu(virt_load_acquire(&dev->be->header.error_code));
-		detail = le32_to_cpu(READ_ONCE(dev->be->header.error_detail));
+		u32 code = le32_to_cpu(virt_load_acquire(&dev->be->header.error_code));
+		u32 detail = le32_to_cpu(READ_ONCE(dev->be->header.error_detail));
+
+		dev_err(&dev->xdev->dev, "%s (its last objection: %u, %u); the device is broken\n",
+			why, code, detail);
+	} else {
+		dev_err(&dev->xdev->dev, "%s; the device is broken\n", why);
 	}
-	dev_err(&dev->xdev->dev, "%s (its last objection: %u, %u); the device is broken\n", why,
-		code, detail);
 	vmsgx_end(dev);
 }
 
@@ -69,9 +70,11 @@ void vmsgx_disconnect(struct vmsgx_device *dev)
 	vmsgx_ports_close(dev);
 	if (!vmsgx_channel_free(dev))
 		dev_warn_ratelimited(&dev->xdev->dev,
-				     "the backend keeps pages of the channel; they are freed when it lets go\n");
+				     "the backend keeps pages of the channel; they are freed some time after it lets go\n");
 	if (dev->kept.count == VMSGX_MAX_KEPT)
 		vmsgx_give_up(dev, "the backend keeps the pages of one connection after the other");
+	if (dev->dead || dev->unplugged)
+		vmsgx_kept_leave(&dev->kept);	/* there is no next one */
 	dev->offered = false;
 	dev->met = false;
 }

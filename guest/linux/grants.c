@@ -10,6 +10,8 @@
 
 /* Milliseconds that a backend which was told has to unmap a page. */
 #define PATIENCE_MS 1000
+/* One that has not unmapped others has less. */
+#define SHORT_PATIENCE_MS 100
 
 static void free_pages_of(struct vmsgx_grants *grants)
 {
@@ -106,11 +108,12 @@ void vmsgx_kept_leave(struct vmsgx_kept *kept)
 /*
  * Withdraws the pages. A page that the backend keeps mapped stays allocated until it lets go; it is
  * in @kept while that has room, else, or if that is NULL, the grant table's own deferral frees it.
- * Returns whether the backend had let go of all. Sleeps, but not for one that keeps others already.
+ * Returns whether the backend had let go of all. Sleeps.
  */
 bool vmsgx_grants_free(struct vmsgx_grants *grants, struct vmsgx_kept *kept)
 {
-	unsigned int waited = kept && kept->count ? PATIENCE_MS : 0;
+	unsigned int patience = kept && kept->count ? SHORT_PATIENCE_MS : PATIENCE_MS;
+	unsigned int waited = 0;
 	bool released = true;
 	unsigned int i;
 
@@ -121,7 +124,7 @@ bool vmsgx_grants_free(struct vmsgx_grants *grants, struct vmsgx_kept *kept)
 		bool ended;
 
 		while (!(ended = gnttab_try_end_foreign_access(grants->first + i)) &&
-		       waited < PATIENCE_MS) {
+		       waited < patience) {
 			msleep(20);
 			waited += 20;
 		}

@@ -42,7 +42,7 @@ struct vmsgx_grants {
 };
 
 /* Pages that a backend had not let go of when they were withdrawn; so many are waited for. */
-#define VMSGX_MAX_KEPT 8
+#define VMSGX_MAX_KEPT 16
 
 struct vmsgx_kept {
 	unsigned int count;

@@ -55,13 +55,14 @@ def test_a_node_that_is_missing_or_nonsense_is_named_with_its_place(node: str, v
 def test_what_the_guest_did_not_grant_is_its_drivers_business(number: int) -> None:
     reason = f"host {number} cannot bind to port 4000 of domain 7: Invalid argument"
     line = explain(reason, HOME)
-    assert line == f"{reason}; the driver in the domain has to grant or offer it to this domain: {RELOAD}"
+    assert line.startswith(f"{reason}; the driver in the domain has to grant or offer it to this domain")
 
 
 def test_what_the_host_lacks_is_the_hosts_business() -> None:
     advice = "this host lacks something: see `virtio-dm doctor`, `free`, `dmesg`"
     assert explain(f"host {errno.ENOMEM}", HOME) == f"host 12 (Cannot allocate memory); {advice}"
     assert explain(f"host {errno.ENOSPC} cannot bind: full", HOME) == f"host 28 cannot bind: full; {advice}"
+    assert explain("host 22 cannot restrict /dev/xen/evtchn", HOME).endswith(advice)
     assert "see the lines above" in explain("host: MemoryError", HOME)
 
 

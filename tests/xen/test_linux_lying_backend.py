@@ -24,7 +24,7 @@ DEVICES = "/sys/bus/virtio/devices"
 SIZE = 8
 NET_F_MAC = 5
 GRANT = 1 << 63
-MAX_KEPT = 8
+MAX_KEPT = 16
 # What is between virtio and the pages is the same in both kinds of domain.
 ONE_KIND = pytest.mark.parametrize("domu", ["pv"], indirect=True)
 
@@ -184,7 +184,7 @@ def test_a_config_space_that_changes_at_each_look_does_not_keep_its_driver_for_e
 
 
 class Keeper(Liar):
-    """Ends connections, and lets go of a connection's pages only after it has others, or never."""
+    """Ends connections. Keeps all their pages, or those of the first and of the last."""
 
     def __init__(self, domu: Domu, connections: int, all_of_them: bool) -> None:
         super().__init__(domu)
@@ -196,7 +196,7 @@ class Keeper(Liar):
         if self.device.status != 15 or not self._left:  # a driver that is content has not lost hope
             return
         self._left -= 1
-        self.kept = [*(self.kept if self._all else ()), self.fe, self.be]
+        self.kept = [*(self.kept if self._all else self.kept[:2]), self.fe, self.be]
         self.device.status = 0
         self.die()
         self.set_state(State.INIT_WAIT)
@@ -210,7 +210,8 @@ def test_a_backend_that_keeps_the_pages_of_each_connection_is_given_up(linux: Do
     backend = Keeper(linux, 2 * MAX_KEPT, all_of_them=True)
     with serving(linux, backend):
         broken(linux, before)
-        assert len(backend.kept) == MAX_KEPT
+        # What it has just mapped, of an offer that is taken back, counts as well.
+        assert MAX_KEPT - 2 <= len(backend.kept) <= MAX_KEPT
         backend.kept.clear()
 
 

@@ -126,9 +126,11 @@ def bridge() -> Iterator[None]:
     for number in range(len(CARDS)):
         command("ip", "addr", "add", NET.format(number, 1) + "/24", "dev", BRIDGE)
     command("ip", "link", "set", BRIDGE, "up")
-    yield
-    command("ip", "link", "del", TAP)
-    command("ip", "link", "del", BRIDGE)
+    try:
+        yield
+    finally:
+        command("ip", "link", "del", TAP)
+        command("ip", "link", "del", BRIDGE)
 
 
 def measure(domu: Domu, store: Store, options: tuple[str, ...]) -> None:
