@@ -16,6 +16,8 @@ DRIVER: Final = "/sys/bus/xen/drivers/virtio-msg"
 TIMEOUT: Final = "/sys/module/virtio_msg_xen/parameters/timeout_ms"
 HWRNG: Final = "/sys/class/misc/hw_random"
 TRACING: Final = "/sys/kernel/tracing"
+GET_CONFIG: Final = "id=0x5 "
+"""In a line of a trace."""
 
 
 @contextmanager

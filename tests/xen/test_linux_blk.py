@@ -14,10 +14,9 @@ from cpp_ring.store import Store
 from emulator import toolstack
 from emulator.machine import open_machine, parse_hypervisor
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import module, shell, trace, traced
+from tests.xen.linux_guest import GET_CONFIG, module, shell, trace, traced
 from tests.xen.serving import MIB, SECTOR, Emulator, until
 
-GET_CONFIG: Final = "id=0x5 "
 SERIALS: Final = ("plain", "files", "growing", "fixed")
 GROWING: Final = SERIALS.index("growing")
 

@@ -18,7 +18,7 @@ from cpp_ring.store import Store
 from emulator import toolstack
 from emulator.machine import open_machine, parse_hypervisor
 from tests.xen.domu import Domu
-from tests.xen.linux_guest import await_gone, await_path, module, shell
+from tests.xen.linux_guest import GET_CONFIG, await_gone, await_path, module, shell, trace, traced
 from tests.xen.serving import MIB, TWO_CPUS, Emulator, until
 
 BRIDGE: Final = "rig-bridge"
@@ -70,13 +70,17 @@ def bridge() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def linux(domu: Domu, bridge: None) -> Iterator[Domu]:
-    with module(domu):
+    with module(domu), traced(domu, "vmsgx_request"):
         with Emulator(domu, f"net,tap={TAP},mac={MAC},mtu={MTU},queues=2"):
             await_path(domu, CARD)
             shell(domu, f"ip addr add {THERE}/24 dev eth0 && ip link set eth0 up")
             until(lambda: shell(domu, f"cat {CARD}/carrier") == "1", "no carrier")
             yield domu
         await_gone(domu, CARD)
+
+
+def test_six_bytes_of_address_and_the_rest_of_the_config_space_cost_one_exchange(linux: Domu) -> None:
+    assert sum(GET_CONFIG in line for line in trace(linux)) == 1
 
 
 def test_address_and_mtu_are_those_of_the_device(linux: Domu) -> None:
