@@ -94,7 +94,6 @@ void vmsgx_close(struct vmsgx_device *dev)
 	if (ours)
 		xenbus_switch_state(dev->xdev, XenbusStateClosing);
 	vmsgx_queues_free(dev);
-	vmsgx_kept_leave(&dev->kept);
 	if (ours)
 		xenbus_switch_state(dev->xdev, XenbusStateClosed);
 }

@@ -90,9 +90,6 @@ def test_a_domain_without_a_driver_is_said_once(machine: Machine, offered: Offer
     assert f"({machine.frontend_path(offered.devid)}/state is 1): load virtio_msg_xen there" in line
     assert "dmesg" in line
     assert len(offered.lines()) == 1
-    offered.write_state(State.INIT_WAIT)  # it moves, and connects to nothing
-    offered.write_state(State.INITIALISING)
-    assert len(offered.lines()) == 1
 
 
 def test_of_a_driver_that_comes_in_time_nothing_is_said(machine: Machine, offered: Offered) -> None:
@@ -153,6 +150,19 @@ def test_a_frontend_that_moves_all_the_time_costs_one_timer(wait: Wait, caplog: 
         wait.wait.follow(state)
     assert len(wait.loop.held) == 1
     assert caplog.messages == []
+
+
+def test_a_frontend_that_moves_after_it_was_said_is_not_said_again(
+    wait: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait.loop.expire()
+    assert len(caplog.messages) == 1
+    for state in (State.INITIALISED, None, State.INITIALISING):
+        wait.state = state
+        wait.wait.follow(state)
+        wait.loop.expire()
+    assert wait.loop.held == []
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.CLOSED, None])

@@ -25,9 +25,9 @@ from typing import Final
 from cpp_ring import xen
 from cpp_ring.store import Store
 from emulator.bench.xen_drivers import command, netback
-from tests.xen.domu import Domu
+from tests.xen.domu import Domu, GuestAgent
 from tests.xen.linux_guest import TRACING, module, shell
-from tests.xen.serving import MIB, Emulator, until
+from tests.xen.serving import MIB, Emulator
 
 TRACING_HERE: Final = Path(TRACING)
 PART: Final = 1 << 16
@@ -36,17 +36,6 @@ ROUNDS: Final = 3
 BRIDGE, TAP, VIF = "where-bridge", "where-tap", 1
 CARDS: Final = {"ours": "02:76:64:6d:00:01", "netfront, netback": "02:76:64:6d:00:02"}
 NET: Final = "10.247.{}.{}"
-SENDER: Final = f"""
-import socket, sys, time
-data = bytes({PART})
-with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as stream:
-    start = time.monotonic()
-    for _ in range({SIZE // PART}):
-        stream.sendall(data)
-    stream.shutdown(socket.SHUT_WR)
-    stream.recv(1)
-    print(time.monotonic() - start)
-"""
 EVENTS: Final = ("raw_syscalls", "sched/sched_switch")
 TRACED: Final = range(8 * MIB, 20 * MIB)
 """Bytes of the stream between which dom0 is traced."""
@@ -105,11 +94,11 @@ def times(lines: list[str], threads: dict[int, str]) -> dict[str, float]:
     return spent
 
 
-def report(domu: Domu, name: str, number: int, emulator: Emulator) -> None:
+def report(guest: GuestAgent, name: str, number: int, emulator: Emulator) -> None:
     host = NET.format(number, 1)
     with sink(host) as (pid, port):
         (TRACING_HERE / "trace").write_text("")
-        took = float(domu.run(["python3", "-c", SENDER, host, str(port)]).output)
+        took = guest("measure_tcp_stream", host=host, port=port, size=SIZE)["ns"] / 1e9
         threads = names_of_threads({pid: "sink", emulator.pid: "emulator"})
         lines = (TRACING_HERE / "trace").read_text().splitlines()
     print(f"{name}: {took * PART / SIZE * 1e6:.0f} us for 64 KiB, of which in the traced part")
@@ -138,14 +127,13 @@ def measure(domu: Domu, store: Store, options: tuple[str, ...]) -> None:
     with (
         Emulator(domu, f"net,tap={TAP},mac={ours}", options=options) as emulator,
         netback(store, domu.domid, VIF, theirs, BRIDGE),
+        domu.agent() as guest,
     ):
         for number, mac in enumerate(CARDS.values()):
-            find = f"grep -l {mac} /sys/class/net/*/address | cut -d/ -f5"
-            until(lambda find=find: domu.run(find).output.strip() != "", mac)  # type: ignore[misc]
-            shell(domu, f"card=$({find}); ip addr add {NET.format(number, 2)}/24 dev $card && ip link set $card up")
+            guest("kernel_address", mac=mac, address=NET.format(number, 2) + "/24")
         for _ in range(ROUNDS):
             for number, name in enumerate(CARDS):
-                report(domu, name, number, emulator)
+                report(guest, name, number, emulator)
 
 
 def main(options: tuple[str, ...]) -> None:

@@ -3,9 +3,9 @@
 
     scripts/xen-rig run tests/xen/where_time_goes.py [KIB]
 
-Requests are of 4 KiB, or of KIB. Prints the median of microseconds between neighbouring events, of our disk with an
-emulator that sleeps at once, of the same with one that stays awake, and of blkfront on blkback. Then, three times, the
-time from the kick to the interrupt with models that do less and less: what one lacks is what it costs.
+Requests are of 4 KiB, or of KIB. Prints the median of microseconds between neighbouring events, of our disk as it is by
+default, with an emulator that sleeps at once and with one that stays awake, and of blkfront on blkback. Then, three
+times, the time from the kick to the interrupt with models that do less and less: what one lacks is what it costs.
 """
 
 from __future__ import annotations
