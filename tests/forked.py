@@ -128,13 +128,13 @@ def _become(
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
-    _save_counted_lines()
-    # In order, as a process of its own ends: multiprocessing would end it at once, and C would not say what it counted.
-    ctypes.pythonapi.Py_Exit(code)
-
-
-def _save_counted_lines() -> None:
-    """From 3.13 on, a child of multiprocessing forgets what its parent had to do at the end."""
     coverage = sys.modules.get("coverage")
     if counting := coverage and coverage.Coverage.current():
+        # From 3.13 on, a child of multiprocessing forgets what its parent had to do at the end.
         counting.save()
+        # In order, as a process of its own ends: multiprocessing would end it at once, and C would not say what it
+        # counted. It takes half a second in software emulation, so only where there is something to say.
+        ctypes.pythonapi.Py_Exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

@@ -11,7 +11,7 @@ from emulator.store_paths import backend_dir, frontend_dir
 from tests.xen.domu import Domu, GuestAgent
 from tests.xen.serving import Emulator, command
 
-pytestmark = pytest.mark.parametrize("domu", ["pv"], indirect=True)  # the kind makes no difference
+pytestmark = pytest.mark.parametrize("domu", ["pvh"], indirect=True)  # the kind makes no difference
 
 
 def test_attach_list_and_detach_while_the_guest_uses_the_devices(domu: Domu, guest: GuestAgent, dom0: Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,7 @@ def test_a_driver_domain_serves_another_one_until_that_ends(driver: Domu, dom0: 
         elsewhere = machine.of_backend(driver.domid)
         assert driver.run("dd if=/dev/urandom of=/disk.img bs=1M count=1").code == 0
         supervisor = driver.popen(["virtio-dm", "supervise", "--hypervisor", "xen"])
-        attach = ["virtio-dm", "attach", "--backend", str(driver.domid), str(served.domid), "blk,path=/disk.img"]
-        devid = int(subprocess.run(attach, capture_output=True, text=True, check=True).stdout)
+        devid = int(command("attach", "--backend", str(driver.domid), str(served.domid), "blk,path=/disk.img"))
         wanted = driver.run("sha256sum < /disk.img").output.split()[0]
         with served.agent() as guest:
             guest("connect", dev=devid)

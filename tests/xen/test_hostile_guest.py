@@ -116,6 +116,8 @@ class Offer:
         assert code == 0, output
 
     def close(self) -> None:
+        # What it granted last has a port of its own choice: nobody hears that it is gone, and the device would wait.
+        self._store.write(f"{frontend_dir(self._domu.domid, STORE_VICTIM)}/state", str(int(State.CLOSED)))
         self.process.close_stdin()
         assert self.process.wait() == 0, self.process.stderr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from emulator.exit_codes import ExitCode
+from tests import forked
 from tests.emulator.machines import Process
 from tests.xen.domu import Domu
 from tests.xen.serving import Emulator
@@ -35,21 +36,21 @@ def test_whoever_needs_the_store_says_that_it_is_gone_and_ends(which: str, other
     program = Path(f"/proc/{pid}/exe").readlink()
     assert program.name == which
     os.kill(pid, signal.SIGKILL)
+    guest.send("rng", dev=0, size=16)  # it gives up after 10 s, in which the rest goes on
     for process in (emulator, supervisor):
         assert process.wait() == ExitCode.HYPERVISOR_LOST, process.lines
         said = [line for line in process.lines if "the store is gone" in line]
         assert (len(said), "the host has to be started again" in said[0]) == (1, True), process.lines
         assert not [line for line in process.lines if "Traceback" in line], process.lines
-    guest.send("rng", dev=0, size=16)
-    answer = guest.receive(timeout=60.0)
-    assert (answer["ok"], answer["kind"]) == (False, "StoreError"), answer
-    assert "no answer in 10 s: does xenstored run, and has it since this domain began?" in answer["error"]
     # A new one knows of no domain but dom0, and does no harm to those that run.
     subprocess.run([program, "--pid-file", PID], check=True)
     subprocess.run(["xen-init-dom0"], check=True, capture_output=True)
-    done = subprocess.run(
-        ["virtio-dm", "run", "--domid", str(other.domid)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = forked.run(["run", "--domid", str(other.domid)], timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (ExitCode.NO_DOMAIN, 1), done.stderr
     assert f"no domain {other.domid} on xen" in done.stderr
     assert other.run(["echo", "alive"]).output == "alive\n"
+    if which != "oxenstored":
+        return  # once is enough: the guest cannot tell them apart
+    answer = guest.receive(timeout=60.0)
+    assert (answer["ok"], answer["kind"]) == (False, "StoreError"), answer
+    assert "no answer in 10 s: does xenstored run, and has it since this domain began?" in answer["error"]
