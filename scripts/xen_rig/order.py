@@ -28,7 +28,7 @@ TESTS = f"{TREE}/tests/xen"
 HANGS = 900
 """Seconds, of one test: several times the patience of what it waits for."""
 TEST_COMMAND = (
-    "python3", "-m", "pytest", "-o", "cache_dir=/tmp/pytest", f"--rootdir={TREE}", "-c", f"{TREE}/pyproject.toml",
+    "/rig/pytest", "-o", "cache_dir=/tmp/pytest", f"--rootdir={TREE}", "-c", f"{TREE}/pyproject.toml",
     f"--confcutdir={TESTS}",
     # A test that hangs, in a call without a deadline, says where.
     "-o", f"faulthandler_timeout={HANGS}", "-o", "faulthandler_exit_on_timeout=true",

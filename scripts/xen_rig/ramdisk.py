@@ -1,7 +1,8 @@
 """dom0's first ramdisk: the cached part and, appended, the rig's scripts. Made at each start, in no time.
 
-What it has below /rig is dom0's: its init, `domu.cpio`, the part of the domUs' ramdisk that is the rig's own, and
-the configurations of the spare domUs. So they are part of what a saved state depends on, and this checkout is not.
+What it has below /rig is dom0's: its init, a pytest for saved states, `domu.cpio`, the part of the domUs' ramdisk that
+is the rig's own, and the configurations of the spare domUs. So they are part of what a saved state depends on, and
+this checkout is not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def content(cached: Path, cpus: int) -> bytes:
         ramdisk.link(f"bin/{applet}", "busybox")
     ramdisk.file("init", _script("initramfs-init"), 0o755)
     ramdisk.file("rig/init", _script("init"), 0o755)
+    ramdisk.file("rig/pytest", _script("pytest"), 0o755)
+    ramdisk.file("rig/warm.py", _script("warm.py"))
     ramdisk.file("rig/domu.cpio", _of_domus())
     for name, spare in domu_config.spares(cpus).items():
         text = domu_config.text(spare.kind, name, emulator=spare.emulator, cpus=domu_config.cpus_for_domus(cpus))

@@ -36,12 +36,12 @@ def test_whoever_needs_the_store_says_that_it_is_gone_and_ends(which: str, other
     program = Path(f"/proc/{pid}/exe").readlink()
     assert program.name == which
     os.kill(pid, signal.SIGKILL)
-    guest.send("rng", dev=0, size=16)  # it gives up after 10 s, in which the rest goes on
     for process in (emulator, supervisor):
         assert process.wait() == ExitCode.HYPERVISOR_LOST, process.lines
         said = [line for line in process.lines if "the store is gone" in line]
         assert (len(said), "the host has to be started again" in said[0]) == (1, True), process.lines
         assert not [line for line in process.lines if "Traceback" in line], process.lines
+    guest.send("rng", dev=0, size=16)  # it gives up after 10 s, in which the rest goes on
     # A new one knows of no domain but dom0, and does no harm to those that run.
     subprocess.run([program, "--pid-file", PID], check=True)
     subprocess.run(["xen-init-dom0"], check=True, capture_output=True)
