@@ -2,7 +2,8 @@
 
 To start Python, numpy and the measuring of coverage takes longer than most tests, and in software emulation seconds.
 Tests of the start itself, and what a supervisor, the demo and the bench start, start as anybody's would. The machine of
-a fork runs before: a broker that it started would keep what the forks' server knows its own end by.
+a fork runs before: a broker that it started would keep what the forks' server knows its own end by. Where nobody counts
+lines, which is on Xen, a fork ends without the end of an interpreter.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from scripts.xen_rig import artefacts, booted, cache, order, parts, ramdisk
 from scripts.xen_rig.errors import RIG_FAILED, RigError
 from scripts.xen_rig.host import say
-from scripts.xen_rig.machine import Disks
+from scripts.xen_rig.machine import Disks, dom0_kind
 
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 128 + signal.SIGPIPE
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGHUP, _terminated)
     try:
+        dom0_kind()  # what is wrong there is said before anything is built
         code: int = arguments.command(arguments)
     except RigError as error:
         say(str(error))

@@ -7,6 +7,7 @@ run Xen's guests.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import termios
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
+from scripts.xen_rig.errors import RigError
 from scripts.xen_rig.host import tool
 
 MEMORY: Final = 3840
@@ -32,6 +34,11 @@ XEN_ARGUMENTS: Final = (
     "console=com1 com1=115200,8n1 noreboot loglvl=warning spec-ctrl=no"
     " dom0_mem=1280M,max:1280M dom0_max_vcpus=1 dom0_vcpus_pin"
 )
+PVH_DOM0: Final = " dom0=pvh iommu=no-sharept"
+"""For Xen. The IOMMU is Intel's and the processor has AMD's page tables, so they cannot share them."""
+PVH_CPU: Final = ",x-force-features=on,+invtsc"
+"""Without it Xen takes the TSC for unsafe, and each system call of a PVH dom0, whose Linux reads it, traps."""
+PVH_MACHINE: Final = ("-machine", "q35", "-device", "intel-iommu,intremap=off,aw-bits=48")
 DOM0_ARGUMENTS: Final = (
     "console=hvc0 loglevel=4 panic=0 mitigations=off"
     " rodata=off cryptomgr.notests apparmor=0 lsm=capability"  # 3 s less to boot: pages remapped, self-tests, policies
@@ -59,18 +66,37 @@ class Disks:
 
 def command(disks: Disks, cpus: int) -> list[str]:
     """Without the channels, which `Machine` adds."""
+    pvh = dom0_kind() == "pvh"
     line = [tool("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    line += ["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(cpus), "-m", str(MEMORY)]
-    line += ["-kernel", str(disks.xen), "-append", XEN_ARGUMENTS]
+    line += PVH_MACHINE if pvh else ("-machine", "pc")
+    line += ["-accel", "tcg,thread=multi", "-smp", str(cpus), "-m", str(MEMORY)]
+    line += ["-cpu", CPU + PVH_CPU if pvh else CPU]
+    line += ["-kernel", str(disks.xen), "-append", XEN_ARGUMENTS + PVH_DOM0 if pvh else XEN_ARGUMENTS]
     arguments = f"{DOM0_ARGUMENTS} rig.xenstored={XENSTORED[cpus]}"
     line += ["-initrd", f"{_escaped(disks.vmlinux)} {arguments},{_escaped(disks.ramdisk)}"]
     for number, image in enumerate((disks.root, disks.libraries, disks.site)):
         line += ["-drive", f"id=disk{number},if=none,format=raw,readonly=on,file={_escaped(image)}"]
-        line += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+        line += ["-device", _virtio("blk", f",drive=disk{number}")]
     for tag, directory in (("host", disks.host), ("share", disks.share)):
         line += ["-fsdev", f"local,id={tag},security_model=none,multidevs=remap,path={_escaped(directory)}"]
-        line += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+        line += ["-device", _virtio("9p", f",fsdev={tag},mount_tag={tag}")]
     return line
+
+
+def dom0_kind() -> Literal["pv", "pvh"]:
+    """VIRTIO_DM_RIG_DOM0. Raises RigError if that is no kind."""
+    kind = os.environ.get("VIRTIO_DM_RIG_DOM0") or "pv"
+    if kind == "pv":
+        return "pv"
+    if kind == "pvh":
+        return "pvh"
+    raise RigError(f"VIRTIO_DM_RIG_DOM0 is {kind!r}: set it to pv or pvh")
+
+
+def _virtio(name: str, options: str = "") -> str:
+    # A PVH dom0's addresses are no machine addresses, so its devices have to go through the IOMMU.
+    behind = ",iommu_platform=on,disable-legacy=on" if dom0_kind() == "pvh" else ""
+    return f"virtio-{name}-pci{behind}{options}"
 
 
 def _escaped(path: Path) -> str:
@@ -100,7 +126,7 @@ class Machine:
             self.console, console = socket.socketpair()
             theirs.append(console)
             line += ["-chardev", f"socket,id=console,fd={console.fileno()}"]
-        line += ["-serial", "chardev:console", "-device", "virtio-serial-pci"]
+        line += ["-serial", "chardev:console", "-device", _virtio("serial")]
         for number, (name, end) in enumerate((("control", control), ("output", output)), 1):
             line += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
             line += ["-device", f"virtserialport,chardev={name},nr={number},name={name}"]

@@ -1,7 +1,8 @@
 """The parts of the tests, each in a machine of its own, those of one CPU side by side.
 
-A machine of two CPUs is for tests in which dom0 and a domU must run at the same time. It gets slow out of all
-proportion when its host has less than two for it. One of one CPU does as much in the time (docs/rig.md).
+A machine of two CPUs is for tests in which dom0 and a domU must run at the same time, or which are much faster so. It
+gets slow out of all proportion when its host has less than two for it. One of one CPU does as much in the time
+(docs/rig.md).
 """
 
 from __future__ import annotations

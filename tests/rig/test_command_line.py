@@ -49,6 +49,18 @@ def test_what_cannot_be_run_is_one_line_before_anything_is_built(
     assert not (tmp_path / "cache/apt").exists()
 
 
+def test_a_dom0_of_no_kind_is_one_line_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTIO_DM_RIG_DOM0", "hvm")
+    done = xen_rig("run", "/bin/true", cache=tmp_path / "cache")
+    assert (done.returncode, done.stderr) == (
+        RIG_FAILED,
+        "xen-rig: VIRTIO_DM_RIG_DOM0 is 'hvm': set it to pv or pvh\n",
+    )
+    assert not (tmp_path / "cache/apt").exists()
+
+
 def test_options_after_the_script_are_the_scripts() -> None:
     arguments = cli.parse(["run", "--timeout", "5", "x.sh", "--verbose", "-k", "v"])
     assert (arguments.timeout, arguments.verbose, arguments.arguments) == (5.0, False, ["--verbose", "-k", "v"])

@@ -74,6 +74,15 @@ def test_another_qemu_is_another_state(disks: Disks, qemu: Path) -> None:
     assert booted.identity(disks, 1) != before
 
 
+def test_a_dom0_of_the_other_kind_is_another_state(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VIRTIO_DM_RIG_DOM0", raising=False)
+    before = booted.identity(disks, 1)
+    monkeypatch.setenv("VIRTIO_DM_RIG_DOM0", "pv")
+    assert booted.identity(disks, 1) == before
+    monkeypatch.setenv("VIRTIO_DM_RIG_DOM0", "pvh")
+    assert booted.identity(disks, 1) != before
+
+
 def test_a_state_that_does_not_come_to_life_is_forgotten_and_the_machine_booted(
     disks: Disks, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

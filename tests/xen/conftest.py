@@ -34,11 +34,15 @@ def part(item: pytest.Item) -> str:
     return "pv" if "pv" in parameters else "pvh"
 
 
+def has_tests_for_two_cpus(module: Path) -> bool:
+    text = module.read_text()
+    return "TWO_CPUS" in text or '"two-cpus"' in text
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     # In emulation, to read all modules for the few tests of that machine takes longer than most tests.
     if config.getoption("--part") == "two-cpus" and collection_path.name.startswith("test_"):
-        text = collection_path.read_text()
-        return None if "TWO_CPUS" in text or '"two-cpus"' in text else True
+        return None if has_tests_for_two_cpus(collection_path) else True
     return None
 
 
@@ -46,6 +50,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Before pytest itself puts those of one kind of domU together, which keeps their order.
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    for item in items:
+        assert part(item) != "two-cpus" or has_tests_for_two_cpus(item.path), f"{item.nodeid} would run nowhere"
     if wanted := config.getoption("--part"):
         left_out = [item for item in items if part(item) != wanted]
         items[:] = [item for item in items if part(item) == wanted]

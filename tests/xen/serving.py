@@ -28,9 +28,10 @@ MIB: Final = 1 << 20
 PATIENCE: Final = 120.0
 """Seconds, for what takes a few on a machine with nothing else to do. Others may have it, too."""
 
-# dom0 and domU run at the same time, or the domU has two CPUs.
+# dom0 and domU run at the same time, which some need and some are much faster with, or the domU has two CPUs.
 TWO_CPUS: Final = pytest.mark.part("two-cpus")
-DEFAULT_OPTIONS: Final = ("--poll-us", "50") if CPUS == 1 else ()
+EMULATOR_OPTIONS: Final = ("--poll-us", "50") if CPUS == 1 else ()
+"""Where dom0 and the domUs share a CPU, waiting awake for a busy driver keeps it from running (docs/design/011)."""
 MODELS: Final = Path(__file__).parent.parent / "emulator" / "models.py"
 
 
@@ -94,13 +95,9 @@ class PatientProcess(Process):
 
 
 class Emulator(PatientProcess):
-    """`virtio-dm run` of a domU with these devices, from when they are ready; in order stopped at the end.
+    """`virtio-dm run` of a domU with these devices, from when they are ready; in order stopped at the end."""
 
-    Where both share a CPU it does not wait awake for a busy driver, which that would keep from running: a connection
-    takes half as long again (docs/design/011).
-    """
-
-    def __init__(self, domu: Domu, *specs: str, options: tuple[str, ...] = DEFAULT_OPTIONS) -> None:
+    def __init__(self, domu: Domu, *specs: str, options: tuple[str, ...] = EMULATOR_OPTIONS) -> None:
         devices = [part for spec in specs for part in ("--device", spec)]
         super().__init__("run", "--domid", str(domu.domid), *devices, *options)
         for devid in range(len(specs)):

@@ -72,6 +72,7 @@ def test_configuration_is_what_the_model_says(served: Served) -> None:
 
 
 def test_configuration_that_is_written_is_never_read_stale(served: Served) -> None:
+    # Without Xen there are ten times as many (tests/guest/test_agent.py).
     answer = served.guest("config_race", dev=BLK, offset=32, values=["00", "01"], count=200)
     assert answer == {"ok": True, "count": 200, "stale": 0}
 

@@ -123,7 +123,7 @@ class Offer:
 
 
 @pytest.fixture(scope="module")
-def offer(domu: Domu, other: Domu, dom0: Store) -> Iterator[Offer]:
+def offer(domu: Domu, other: Domu, dom0: Store, emulator: Emulator) -> Iterator[Offer]:
     with contextlib.closing(Offer(domu, other, dom0)) as made:
         yield made
 

@@ -1,7 +1,7 @@
 """Python with what all runs of the tests import, which takes seconds in software emulation: a part of the saved state.
 
-`/rig/pytest` writes its process number, its directory and arguments into FIFO; a fork then is pytest with the files and
-environment of that process. FIFO.end has the exit code.
+`/rig/pytest` writes its process number, its directory and arguments into the FIFO that the argument names; a fork then
+is pytest with the output and environment of that process. Another FIFO, with `.end`, gets the exit code.
 """
 
 from __future__ import annotations
@@ -16,39 +16,44 @@ from pathlib import Path
 from typing import Final
 
 IMPORTED: Final = ("click", "multiprocessing.forkserver", "numpy", "rich.console")
-FIFO: Final = Path("/run/rig/pytest")
 
 
-def main() -> None:
+def main(fifo: Path) -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     pytest = importlib.import_module("pytest")
-    pytest.main(["--version"])  # with its plugins
+    pytest.main(["--version", "--version"])  # said once, it would load no plugin
     gc.freeze()  # a collection would copy what the fork shares
-    os.mkfifo(FIFO)
-    pid, directory, *arguments = FIFO.read_text().split("\0")[:-1]
-    FIFO.unlink()
-    child = os.fork()
-    if child == 0:
-        become(Path("/proc", pid), directory, arguments)
-        sys.exit(pytest.main(arguments))
-    Path(f"{FIFO}.end").write_text(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF}\n")
+    os.mkfifo(fifo)
+    pid, directory, *arguments = fifo.read_text(errors="surrogateescape").split("\0")[:-1]
+    fifo.unlink()
+    with Path(f"{fifo}.end").open("w") as end:  # from here on, so that it ends if this does
+        child = os.fork()
+        if child == 0:
+            end.close()
+            become(Path("/proc", pid), directory, arguments)
+            sys.exit(pytest.main(arguments))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(code if code >= 0 else 128 - code, file=end)
 
 
 def become(who: Path, directory: str, arguments: list[str]) -> None:
     """In the fork: as an interpreter would begin that `who` starts."""
-    for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
-        os.dup2(os.open(who / f"fd/{number}", flags), number)
-    for number in (signal.SIGINT, signal.SIGQUIT):  # a shell's background process ignores them
-        signal.signal(number, signal.SIG_DFL)
+    for number in (1, 2):
+        descriptor = os.open(who / f"fd/{number}", os.O_WRONLY)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    # A shell's background process ignores them.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(directory)
     os.environ.clear()
-    for entry in (who / "environ").read_text().split("\0")[:-1]:
+    for entry in (who / "environ").read_text(errors="surrogateescape").split("\0")[:-1]:
         name, _, value = entry.partition("=")
         os.environ[name] = value
-    given = os.environ.get("PYTHONPATH", "").split(":")
-    sys.path[:] = [directory, *given, *(path for path in sys.path[1:] if path not in given)]
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
+    first = [] if os.environ.get("PYTHONSAFEPATH") else [directory]
+    sys.path[:] = [*first, *given, *(path for path in sys.path[1:] if path not in given)]
     importlib.invalidate_caches()
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     for stream in (sys.stdout, sys.stderr):
@@ -58,4 +63,4 @@ def become(who: Path, directory: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
