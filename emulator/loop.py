@@ -8,6 +8,7 @@ import itertools
 import os
 import selectors
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -39,11 +40,17 @@ class EventLoop:
         self._order = itertools.count()
         self._before_sleep: Callable[[], bool] | None = None
         self._stopped = False
+        self._closed = False
+        # Between `close` and the rest of a `post`, whose callback may have brought `close` about. A signal handler may
+        # post in the midst of either, in the thread that holds it.
+        self._closing = threading.RLock()
 
     def close(self) -> None:
-        self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._closing:
+            self._closed = True
+            self._selector.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Calls `callback` whenever `fd` is readable."""
@@ -62,10 +69,11 @@ class EventLoop:
         self._before_sleep = callback
 
     def post(self, callback: Callback) -> None:
-        """Calls `callback` in the thread of the loop. From any thread, and from signal handlers."""
+        """Calls `callback` in the thread of the loop, if it still runs. From any thread, and from signal handlers."""
         self._posted.append(callback)
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-            os.write(self._wake_write, b"\0")
+        with self._closing, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            if not self._closed:
+                os.write(self._wake_write, b"\0")
 
     def stop(self) -> None:
         """Makes `run` return after the present callback, for good."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +62,43 @@ def test_more_posts_than_the_pipe_holds_all_run(loop: EventLoop) -> None:
     loop.post(loop.stop)
     loop.run()
     assert seen == list(range(100_000))
+
+
+def test_a_post_after_the_end_is_written_into_nobodys_file() -> None:
+    loop = EventLoop()
+    loop.close()
+    read, write = os.pipe2(os.O_NONBLOCK)  # with the numbers of the loop's own
+    loop.post(loop.stop)
+    with pytest.raises(BlockingIOError):
+        os.read(read, 1)
+    os.close(read)
+    os.close(write)
+
+
+def test_the_end_waits_for_a_thread_that_is_posting(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = EventLoop()
+    writing = threading.Event()
+    failed: list[OSError] = []
+    real = os.write
+
+    def slow(fd: int, data: bytes) -> int:
+        writing.set()
+        time.sleep(0.05)
+        return real(fd, data)
+
+    def post() -> None:
+        try:
+            loop.post(loop.stop)
+        except OSError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(os, "write", slow)
+    thread = threading.Thread(target=post)
+    thread.start()
+    assert writing.wait(10)
+    loop.close()
+    thread.join()
+    assert failed == []
 
 
 def test_nothing_runs_after_stop(loop: EventLoop) -> None:
