@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -67,12 +69,13 @@ def test_more_posts_than_the_pipe_holds_all_run(loop: EventLoop) -> None:
 def test_a_post_after_the_end_is_written_into_nobodys_file() -> None:
     loop = EventLoop()
     loop.close()
-    read, write = os.pipe2(os.O_NONBLOCK)  # with the numbers of the loop's own
-    loop.post(loop.stop)
-    with pytest.raises(BlockingIOError):
-        os.read(read, 1)
-    os.close(read)
-    os.close(write)
+    # They get the three numbers of the loop's own, and what is written into one arrives at its peer.
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(end) for end in (*socket.socketpair(), *socket.socketpair())]
+        loop.post(loop.stop)
+        for end in ends:
+            with pytest.raises(BlockingIOError):
+                end.recv(1, socket.MSG_DONTWAIT)
 
 
 def test_the_end_waits_for_a_thread_that_is_posting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +86,7 @@ def test_the_end_waits_for_a_thread_that_is_posting(monkeypatch: pytest.MonkeyPa
 
     def slow(fd: int, data: bytes) -> int:
         writing.set()
-        time.sleep(0.05)
+        time.sleep(0.05)  # in which an end that did not wait would have come
         return real(fd, data)
 
     def post() -> None:
@@ -97,7 +100,7 @@ def test_the_end_waits_for_a_thread_that_is_posting(monkeypatch: pytest.MonkeyPa
     thread.start()
     assert writing.wait(10)
     loop.close()
-    thread.join()
+    thread.join(10)
     assert failed == []
 
 

@@ -37,7 +37,7 @@ class Warm:
         while not self.fifo.exists():
             assert time.monotonic() < deadline
             assert self.process.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.02)  # a FIFO that is not there yet cannot be waited for
 
     def run(self, *arguments: str, shell: str = 'exec "$0" "$@"') -> subprocess.CompletedProcess[str]:
         """`/rig/pytest`, as `shell` has it."""
@@ -80,6 +80,13 @@ def test_arguments_that_are_no_text_are_pytests_to_refuse(warm: Warm) -> None:
 def test_one_that_died_is_a_failure_and_nobody_waits(warm: Warm) -> None:
     (warm.directory / "conftest.py").write_text("import os, signal; os.kill(os.getppid(), signal.SIGKILL)\n")
     assert warm.run("test_it.py::test_passes").returncode == 1
+
+
+def test_of_one_that_is_gone_another_is_started(warm: Warm) -> None:
+    warm.process.kill()
+    warm.process.wait()
+    done = warm.run("-q", "test_it.py::test_passes")
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done
 
 
 def test_the_next_one_is_started(warm: Warm) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -57,7 +58,8 @@ def become(who: Path, directory: str, arguments: list[str]) -> None:
     importlib.invalidate_caches()
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(write_through=True)
     sys.modules["__main__"] = types.ModuleType("__main__")  # multiprocessing would run this file in each child
     sys.argv = ["pytest", *arguments]
 
